@@ -1,0 +1,45 @@
+# One command each. `make demo` and `make test` work in a fresh clone with Python, gcc and a package index.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+SOURCES := $(shell find csrc -type f 2>/dev/null)
+
+.PHONY: help setup demo test check lint format typecheck bench clean
+help:            ## list the commands
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+setup: $(STAMP)  ## virtual environment with the package (editable) and its tools
+$(STAMP): setup.py pyproject.toml constraints.txt $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# the pinned torch first: left to the resolver, another package may pull a different one
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch numpy setuptools pybind11 ninja
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(STAMP)   ## the same prompts and seeds in float and W4A8, with what it costs: build/demo/
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP)   ## all tests that need no GPU
+	$(BIN)/pytest
+
+check: lint typecheck  ## lint, types, layering
+	$(BIN)/pytest -q tests/test_layering.py
+
+lint: $(STAMP)   ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## ruff, changing files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# mypy does not follow the mapping of kernels/ to ptq4adm.kernels, so it checks a tree of links
+typecheck: $(STAMP)  ## mypy, strict
+	rm -rf build/typecheck && mkdir -p build/typecheck/ptq4adm
+	for entry in ptq4adm/*; do ln -s "$(CURDIR)/$$entry" build/typecheck/ptq4adm/; done
+	ln -s "$(CURDIR)/kernels" build/typecheck/ptq4adm/kernels
+	cd build/typecheck && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" -p ptq4adm
+
+clean:           ## what builds and runs left behind, not the environment
+	rm -rf build dist *.egg-info ptq4adm/*.so

@@ -1,0 +1,130 @@
+"""Write the measured tables of README.md from the rows in benchmarks/results/.
+
+python benchmarks/tables.py            # rewrite README.md
+python benchmarks/tables.py --check    # exit 1 if README.md differs from the rows
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ptq4adm.bench import read_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]], note: str) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join([*("| " + " | ".join(row) + " |" for row in rows), "", note])
+
+
+def _where(row: dict[str, str]) -> str:
+    return (
+        f"{row['device']}, {row['threads']} threads, torch {row['torch']}, commit {row['commit']}, "
+        f"{row['date']} UTC"
+    )
+
+
+def size_table() -> str:
+    """Size and step time of real-size UNets with random weights, newest row of each model."""
+    newest = {row["model"]: row for row in read_rows(RESULTS / "size.csv")}
+    header = [
+        "UNet (random weights)",
+        "float32 MB",
+        "float16 MB",
+        "W4A8 MB, disk / resident",
+        "smaller than float16",
+        "smaller than float32",
+        "one step, float32 / W4A8",
+    ]
+    lines = []
+    for row in newest.values():
+        fp32, fp16, disk, resident = (
+            float(row[key]) for key in ("fp32_mb", "fp16_mb", "disk_mb", "resident_mb")
+        )
+        lines.append(
+            [
+                row["model"],
+                f"{fp32:.1f}",
+                f"{fp16:.1f}",
+                f"{disk:.1f} / {resident:.1f}",
+                f"{100 * (1 - disk / fp16):.1f} % / {100 * (1 - resident / fp16):.1f} %",
+                f"{100 * (1 - disk / fp32):.1f} % / {100 * (1 - resident / fp32):.1f} %",
+                f"{float(row['float_step_s']):.2f} s / {float(row['w4a8_step_s']):.2f} s",
+            ]
+        )
+    last = list(newest.values())[-1]
+    note = f"`benchmarks/bench_size.py`; {_where(last)}. One MB is 10^6 bytes."
+    return _table(header, lines, note)
+
+
+def quality_table() -> str:
+    """Paired quality of the shipped pipeline: newest row of each variant."""
+    newest = {row["variant"]: row for row in read_rows(RESULTS / "quality.csv")}
+    header = [
+        "shipped pipeline",
+        "UNet MB",
+        "latent SQNR, median (least)",
+        "log-mel distance, median",
+        "same class as the float clip",
+        "right class",
+    ]
+    lines = []
+    for row in newest.values():
+        start = [row["variant"], f"{float(row['unet_mb']):.1f}"]
+        right = f"{100 * float(row['right_class']):.0f} %"
+        if row["variant"] == "float":
+            lines.append([*start, "", "", "", right])
+            continue
+        lines.append(
+            [
+                *start,
+                f"{float(row['sqnr_median_db']):.1f} ({float(row['sqnr_min_db']):.1f}) dB",
+                f"{float(row['mel_median_db']):.2f} dB",
+                f"{100 * float(row['same_class']):.0f} %",
+                right,
+            ]
+        )
+    last = list(newest.values())[-1]
+    note = (
+        f"{last['clips']} held-out prompts, each with the float clip's seed; "
+        f"`benchmarks/bench_quality.py`; {_where(last)}."
+    )
+    return _table(header, lines, note)
+
+
+TABLES: dict[str, Callable[[], str]] = {"size": size_table, "quality": quality_table}
+
+
+def render(text: str) -> str:
+    """Replace what stands between each table's markers by the table made from the rows."""
+    for name, make in TABLES.items():
+        start, end = f"<!-- table: {name} -->\n", "<!-- end -->"
+        pattern = re.compile(re.escape(start) + ".*?" + end, re.DOTALL)
+        if len(pattern.findall(text)) != 1:
+            raise SystemExit(f"README.md: table {name!r} needs exactly one place, {start!r}")
+        table = start + make() + "\n" + end
+        text = pattern.sub(lambda _, table=table: table, text)
+    return text
+
+
+def main() -> int:
+    """Rewrite or check README.md; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    fresh = render(text)
+    if parser.parse_args().check:
+        return int(fresh != text)
+    readme.write_text(fresh)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""ptq4adm: post-training W4A8 quantization of text-to-audio diffusion models.
+
+The names below are the public API. They are imported on first use, so that ``import ptq4adm``
+costs little and works where an optional part (an audio library, a compiled kernel) is missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ptq4adm.calibration import Calibration
+    from ptq4adm.config import QuantConfig, Scheme
+    from ptq4adm.errors import Ptq4admError
+    from ptq4adm.models import shipped_pipeline_path
+    from ptq4adm.models.pipeline import TextToAudioPipeline
+    from ptq4adm.nn import W4A8Conv2d, W4A8Linear, W8A8Conv2d, W8A8Linear
+    from ptq4adm.quantize import (
+        QuantPlan,
+        calibrate,
+        load_pipeline,
+        plan,
+        quantize,
+        save_pipeline,
+    )
+
+_HOME = {
+    "Calibration": "ptq4adm.calibration",
+    "calibrate": "ptq4adm.quantize",
+    "QuantConfig": "ptq4adm.config",
+    "Scheme": "ptq4adm.config",
+    "Ptq4admError": "ptq4adm.errors",
+    "shipped_pipeline_path": "ptq4adm.models",
+    "TextToAudioPipeline": "ptq4adm.models.pipeline",
+    "W4A8Conv2d": "ptq4adm.nn",
+    "W4A8Linear": "ptq4adm.nn",
+    "W8A8Conv2d": "ptq4adm.nn",
+    "W8A8Linear": "ptq4adm.nn",
+    "QuantPlan": "ptq4adm.quantize",
+    "load_pipeline": "ptq4adm.quantize",
+    "plan": "ptq4adm.quantize",
+    "quantize": "ptq4adm.quantize",
+    "save_pipeline": "ptq4adm.quantize",
+}
+
+__all__ = [
+    "Calibration",
+    "Ptq4admError",
+    "QuantConfig",
+    "QuantPlan",
+    "Scheme",
+    "TextToAudioPipeline",
+    "W4A8Conv2d",
+    "W4A8Linear",
+    "W8A8Conv2d",
+    "W8A8Linear",
+    "__version__",
+    "calibrate",
+    "load_pipeline",
+    "plan",
+    "quantize",
+    "save_pipeline",
+    "shipped_pipeline_path",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ptq4adm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Root(ModuleType):
+    """Keeps `ptq4adm.quantize` the function: the room of that name would be bound over it.
+
+    Importing a submodule assigns it to its package, whenever and by whomever that is done.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "quantize" and isinstance(value, ModuleType):
+            value = value.quantize
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Root

@@ -1,0 +1,250 @@
+"""`ptq4adm quantize`: calibrate, quantize, save."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptq4adm.cli.options import (
+    SHIPPED,
+    add_output_options,
+    add_run_options,
+    model_folder,
+    note,
+    print_result,
+    read_prompts,
+    set_threads,
+    whole_number,
+)
+from ptq4adm.config import QuantConfig
+
+if TYPE_CHECKING:
+    from ptq4adm.calibration import Calibration
+    from ptq4adm.models import TextToAudioPipeline
+    from ptq4adm.quantize import QuantPlan
+
+_MB = 1e6
+_BUCKETS = 10
+
+
+def add_command(commands: Any) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "quantize",
+        help="calibrate a model, quantize its UNet, save it",
+        description="Calibrate a text-to-audio pipeline, quantize its UNet and save the pipeline.",
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=SHIPPED,
+        metavar="MODEL",
+        help="pipeline folder in diffusers' layout, or 'shipped' (default) for the packaged one",
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print which layer gets what, and why; write nothing"
+    )
+    _add_scheme_options(parser)
+    _add_calibration_options(parser)
+    add_run_options(parser)
+    add_output_options(parser)
+    parser.set_defaults(
+        run=run,
+        parser=parser,
+        when_interrupted="nothing was written; run the same command again "
+        "(with --cache it goes on where it stopped)",
+    )
+
+
+def _add_scheme_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what it becomes")
+    group.add_argument(
+        "--bits",
+        choices=("w4a8", "w8a8"),
+        default="w4a8",
+        help="bits of weights and activations (default: w4a8)",
+    )
+    group.add_argument(
+        "--override",
+        type=_override,
+        action="append",
+        default=[],
+        metavar="PATTERN=SCHEME",
+        help="scheme (w4a8, w8a8, w8 or float) of layers whose name matches, such as "
+        "'*.conv_shortcut=w8a8'; repeatable, later ones win",
+    )
+    group.add_argument(
+        "--group-size",
+        type=int,
+        metavar="64",
+        help="4-bit weight scales a block of 64 weights (default: one a channel)",
+    )
+    group.add_argument(
+        "--weight-observer",
+        default="squared_error",
+        metavar="NAME",
+        help="clip of weights: squared_error (default) or absmax",
+    )
+    group.add_argument(
+        "--activation",
+        choices=("static", "dynamic"),
+        default="static",
+        help="activation scales: calibrated (default), or measured at every call",
+    )
+    group.add_argument(
+        "--observer",
+        default=QuantConfig.activation_observer,
+        metavar="NAME",
+        help="static activation scales from: squared_error, percentile or absmax "
+        f"(default: {QuantConfig.activation_observer})",
+    )
+
+
+def _add_calibration_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("calibration")
+    group.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="prompts, one a line (default: a listed set)"
+    )
+    group.add_argument(
+        "--steps", type=whole_number, metavar="N", help="denoising steps (default: the pipeline's)"
+    )
+    group.add_argument(
+        "--guidance", type=float, metavar="G", help="guidance scale (default: the pipeline's)"
+    )
+    group.add_argument(
+        "--buckets",
+        type=whole_number,
+        metavar="N",
+        help=f"timestep buckets with their own scales (default: {_BUCKETS}, at most the steps)",
+    )
+    group.add_argument("--seed", type=int, default=0, help="seed of the first prompt (default: 0)")
+    group.add_argument(
+        "--batch", type=whole_number, default=4, metavar="N", help="prompts at once (default: 4)"
+    )
+    group.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="use this calibration, make none"
+    )
+    group.add_argument(
+        "--save-calibration", type=Path, metavar="FILE", help="keep the calibration in a file"
+    )
+    group.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep what is done, to go on after an interruption",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    if args.output is None and not args.dry_run:
+        args.parser.error("the following arguments are required: -o/--output (or --dry-run)")
+    config = QuantConfig(
+        scheme=args.bits,
+        overrides=dict(args.override),
+        weight_observer=args.weight_observer,
+        activation=args.activation,
+        activation_observer=args.observer,
+        group_size=args.group_size,
+        backend=args.backend,
+    )
+    prompts = None if args.prompts is None else read_prompts(args.prompts)
+
+    from ptq4adm.ops import resolve_backend
+    from ptq4adm.quantize import check_output, load_pipeline, plan, quantize, save_pipeline
+
+    # everything that can be refused is refused before the minutes of calibration
+    if not args.dry_run:
+        check_output(args.output, overwrite=args.overwrite)
+    resolve_backend(args.backend, args.device)
+    set_threads(args.threads)
+    start = time.monotonic()
+    pipe = load_pipeline(model_folder(args.model), device=args.device)
+    calibration = _load_calibration(args)
+    planned = plan(pipe, config, calibration)
+    if args.dry_run:
+        print_result(args, planned.to_dict(), str(planned))
+        return 0
+    if calibration is None and args.activation == "static":
+        calibration = _calibrate(args, pipe, prompts, planned)
+    done = quantize(pipe, config, calibration, progress=not args.quiet)
+    folder = save_pipeline(pipe, args.output, overwrite=args.overwrite)
+    seconds = time.monotonic() - start
+    print_result(
+        args,
+        {"command": "quantize", "output": str(folder), "seconds": round(seconds, 2)}
+        | {"layers": done.count(), "unet_bytes_float16": done.bytes_before}
+        | {"unet_bytes": done.bytes_after, "config": config.to_dict()}
+        | {"calibration": None if calibration is None else calibration.digest()},
+        f"{done.summary()}\nwrote {folder} in {seconds:.0f} s",
+    )
+    return 0
+
+
+def _load_calibration(args: argparse.Namespace) -> Calibration | None:
+    if args.calibration is None:
+        return None
+    from ptq4adm.calibration import Calibration
+
+    return Calibration.load(args.calibration)
+
+
+def _calibrate(
+    args: argparse.Namespace,
+    pipe: TextToAudioPipeline,
+    prompts: Sequence[str] | None,
+    planned: QuantPlan,
+) -> Calibration:
+    from ptq4adm.calibration import default_prompts
+    from ptq4adm.quantize import calibrate
+
+    texts = default_prompts() if prompts is None else list(prompts)
+    steps = pipe.defaults.steps if args.steps is None else args.steps
+    buckets = min(_BUCKETS, steps) if args.buckets is None else args.buckets
+    if not args.quiet:
+        batches = -(-len(texts) // args.batch)
+        estimate = _seconds_per_step(args, pipe, texts[: args.batch]) * steps * batches
+        note(
+            args,
+            f"calibrating on {len(texts)} prompts, {steps} steps each: about {estimate:.0f} s; "
+            f"the UNet goes from {planned.bytes_before / _MB:.1f} MB in float16 "
+            f"to {planned.bytes_after / _MB:.1f} MB",
+        )
+    calibration = calibrate(
+        pipe,
+        texts,
+        steps=steps,
+        guidance=args.guidance,
+        seed=args.seed,
+        buckets=buckets,
+        batch=args.batch,
+        progress=not args.quiet,
+        cache=args.cache,
+    )
+    if args.save_calibration is not None:
+        calibration.save(args.save_calibration)
+    return calibration
+
+
+def _seconds_per_step(
+    args: argparse.Namespace, pipe: TextToAudioPipeline, prompts: Sequence[str]
+) -> float:
+    """Time one step of one batch, after a first one that also warms up."""
+    embeds = pipe.encode_prompts(prompts)
+    marks: list[float] = []
+    pipe.denoise(
+        embeds, steps=2, guidance=args.guidance, callback=lambda *_: marks.append(time.monotonic())
+    )
+    return marks[1] - marks[0]
+
+
+def _override(text: str) -> tuple[str, str]:
+    pattern, separator, scheme = text.rpartition("=")
+    if not (separator and pattern and scheme):
+        raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN=SCHEME")
+    return pattern, scheme

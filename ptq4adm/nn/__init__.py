@@ -1,0 +1,24 @@
+"""Drop-in modules: quantized linears and convolutions, and the layers that stay beside them."""
+
+from ptq4adm.nn.base import QuantizedLayer, StorageLayer, resident_bytes
+from ptq4adm.nn.conv import W4A8Conv2d, W8A8Conv2d
+from ptq4adm.nn.half import HalfConv2d, HalfLinear
+from ptq4adm.nn.linear import W4A8Linear, W8A8Linear
+from ptq4adm.nn.timestep import StepIndex, attach_step_hook, find_step
+from ptq4adm.nn.weight_only import W8Linear
+
+__all__ = [
+    "HalfConv2d",
+    "HalfLinear",
+    "QuantizedLayer",
+    "StepIndex",
+    "StorageLayer",
+    "W4A8Conv2d",
+    "W4A8Linear",
+    "W8A8Conv2d",
+    "W8A8Linear",
+    "W8Linear",
+    "attach_step_hook",
+    "find_step",
+    "resident_bytes",
+]

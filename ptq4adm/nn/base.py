@@ -1,0 +1,340 @@
+"""What all replacement layers share: storage whose dtype never changes, and one copy of the weight.
+
+Owns the state dict contract: what is saved and loaded is always canonical
+(`ptq4adm.packing.layout`), what is resident is the backend's order, and only one of them exists at
+a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ptq4adm import ops
+from ptq4adm.errors import ConfigError, DtypeError, ShapeError, UnsupportedLayerError
+from ptq4adm.nn.timestep import StepIndex
+from ptq4adm.ops.prepack import packed_shape
+from ptq4adm.packing.layout import (
+    BLOCK_K,
+    KLayout,
+    pack_int4,
+    rows_to_weight,
+    unpack_int4,
+    weight_to_rows,
+)
+from ptq4adm.quant.affine import QuantizedRows, quantize_rows
+
+Self = TypeVar("Self", bound="StorageLayer")
+TensorSpec = tuple[tuple[int, ...], torch.dtype]
+
+
+class StorageLayer(nn.Module):
+    """A layer whose buffers keep their dtypes, whatever `.half()`, `.float()` or `.to(dtype)` asks.
+
+    A float32 scale rounded to float16 would change the model; computation follows the input's dtype
+    instead.
+    """
+
+    def stored_tensors(self) -> dict[str, TensorSpec]:
+        """Name, shape and dtype of each tensor of the state dict."""
+        return {
+            name: (tuple(buffer.shape), buffer.dtype)
+            for name, buffer in self._buffers.items()
+            if buffer is not None
+        }
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if moved is not None and moved.dtype != buffer.dtype:
+                # from the original: a detour over the smaller dtype would lose digits
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """How a quantized layer is stored and run.
+
+    Args:
+        group_size: None, or 64 for integer multipliers a block of 64 weights (4 bits only).
+        buckets: rows of the activation scale tables; 0 measures the scale of every input.
+        step: which row is in use; needed with more than one.
+        backend: "auto" or a backend's name; resolved when the layer is made, and again if "auto" is
+            moved to another kind of device.
+        device: where the weight lives.
+
+    Raises:
+        ConfigError: for tables without a `step`, or an unknown group size.
+    """
+
+    group_size: int | None = None
+    buckets: int = 0
+    step: StepIndex | None = None
+    backend: str = "auto"
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.group_size not in (None, BLOCK_K):
+            raise ConfigError(f"group_size: got {self.group_size}, needs None or {BLOCK_K}")
+        if self.buckets > 1 and self.step is None:
+            raise ConfigError(
+                f"{self.buckets} activation scales need a `step` that says which is in use; "
+                "make one StepIndex for the model"
+            )
+
+
+class QuantizedLayer(StorageLayer):
+    """Base of the W4A8 and W8A8 layers: packed weight, scales, canonical state dict.
+
+    Buffers: `qweight` in the backend's order, `w_scale` float32 [N], `w_mult` uint8 [N, Kp / 64] in
+        group mode,
+    `x_scale` float32 [segments, buckets] if static, `bias` float32 [N] if there is one.
+
+    Args:
+        layout: K order of the weight.
+        out_features: N.
+        has_bias: whether a bias is added.
+        options: storage, activation scales, backend.
+    """
+
+    bits: ClassVar[int]
+    qweight: Tensor
+    w_scale: Tensor
+    w_mult: Tensor | None
+    x_scale: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self, layout: KLayout, out_features: int, *, has_bias: bool, options: LayerOptions
+    ) -> None:
+        super().__init__()
+        if options.group_size is not None and self.bits != 4:
+            raise ConfigError(
+                f"group_size {options.group_size}: groups are for 4-bit weights; use None"
+            )
+        self.layout = layout
+        self.out_features = out_features
+        self.group_size = options.group_size
+        self.requested_backend = options.backend
+        self.backend = ops.resolve_backend(options.backend, options.device)
+        self.step = options.step
+        device = options.device
+        shape = packed_shape(self.bits, out_features, layout.k_padded, self.backend)
+        dtype = torch.uint8 if self.bits == 4 else torch.int8
+        self.register_buffer("qweight", torch.zeros(shape, dtype=dtype, device=device))
+        self.register_buffer("w_scale", torch.ones(out_features, device=device))
+        groups = layout.k_padded // BLOCK_K
+        has_groups, is_static = options.group_size is not None, options.buckets > 0
+        self.register_buffer(
+            "w_mult",
+            torch.ones(out_features, groups, dtype=torch.uint8, device=device)
+            if has_groups
+            else None,
+        )
+        self.register_buffer(
+            "x_scale",
+            torch.ones(len(layout.segments), options.buckets, device=device) if is_static else None,
+        )
+        self.register_buffer("bias", torch.zeros(out_features, device=device) if has_bias else None)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether activation scales are calibrated rather than measured."""
+        return self.x_scale is not None
+
+    @property
+    def buckets(self) -> int:
+        """Rows of the activation scale tables; 0 if dynamic."""
+        return 0 if self.x_scale is None else int(self.x_scale.shape[1])
+
+    def stored_tensors(self) -> dict[str, TensorSpec]:
+        """Name, canonical shape and dtype of each tensor of the state dict."""
+        specs = super().stored_tensors()
+        columns = self.layout.k_padded // (2 if self.bits == 4 else 1)
+        specs["qweight"] = ((self.out_features, columns), self.qweight.dtype)
+        return specs
+
+    def canonical_qweight(self) -> Tensor:
+        """The weight in canonical order; a copy unless the backend uses that order itself."""
+        return ops.to_canonical(
+            self.qweight,
+            bits=self.bits,
+            layout=self.layout,
+            out_features=self.out_features,
+            backend=self.backend,
+        )
+
+    def quantized_rows(self) -> QuantizedRows:
+        """Integers and scales of the weight, canonical."""
+        qweight = self.canonical_qweight()
+        w_q = unpack_int4(qweight) if self.bits == 4 else qweight
+        return QuantizedRows(w_q, self.w_scale, self.w_mult)
+
+    def float_weight(self) -> Tensor:
+        """The weight that the integers stand for, float32 [N, C, kh, kw]."""
+        return rows_to_weight(self.quantized_rows().dequantize(), self.layout)
+
+    def set_weight(self, weight: Tensor, *, observer: str = "squared_error") -> None:
+        """Quantize a float weight [N, C, kh, kw] or [N, C] into this layer."""
+        rows = weight_to_rows(weight.detach().to(torch.float32), self.layout)
+        quantized = quantize_rows(
+            rows, bits=self.bits, observer=observer, group_size=self.group_size
+        )
+        self._set_qweight(pack_int4(quantized.w_q) if self.bits == 4 else quantized.w_q)
+        self.w_scale = quantized.w_scale.to(self.w_scale.device)
+        if quantized.w_mult is not None:
+            self.w_mult = quantized.w_mult.to(self.w_scale.device)
+
+    def set_activation_scale(self, x_scale: Tensor) -> None:
+        """Take a scalar, or a table [segments, buckets].
+
+        Raises:
+            ShapeError: if it does not have the size this layer was made for.
+        """
+        assert self.x_scale is not None
+        if x_scale.numel() != self.x_scale.numel():
+            raise ShapeError(
+                f"x_scale {list(x_scale.shape)}: needs {list(self.x_scale.shape)}, [segments, "
+                "buckets]"
+            )
+        values = x_scale.detach().to(self.x_scale.device, torch.float32)
+        if not bool((torch.isfinite(values) & (values > 0)).all()):
+            raise ShapeError(
+                "x_scale: got values that are not positive and finite; calibrate again"
+            )
+        self.x_scale = values.reshape(self.x_scale.shape).clone()
+
+    def quantize_input(self, x: Tensor, segment: int, granularity: str) -> tuple[Tensor, Tensor]:
+        """Quantize one segment of the input: int8 of its shape, and its float32 scale."""
+        x = x.contiguous()
+        if self.x_scale is None:
+            return ops.quantize_int8(x, granularity=granularity, backend=self.backend)
+        step = self.step.index if self.step is not None and self.buckets > 1 else None
+        return ops.quantize_int8(x, x_scale=self.x_scale[segment], step=step, backend=self.backend)
+
+    def check_input(self, x: Tensor, channel_dim: int) -> None:
+        """Check dtype and channels of an input.
+
+        Raises:
+            DtypeError: if it is not float.
+            ShapeError: if it has other channels than the layer.
+        """
+        name = type(self).__name__
+        if not x.is_floating_point():
+            raise DtypeError(f"{name}: got {x.dtype}, needs float32, float16 or bfloat16")
+        if x.shape[channel_dim] != self.layout.in_channels:
+            raise ShapeError(
+                f"{name}: got input {list(x.shape)} with {x.shape[channel_dim]} channels, "
+                f"needs {self.layout.in_channels}"
+            )
+
+    def describe_storage(self) -> str:
+        """Bits, groups, activation scales and backend, for `extra_repr`."""
+        groups = f" in groups of {self.group_size}" if self.group_size else ""
+        activation = f"static, {self.buckets} buckets" if self.is_static else "dynamic"
+        segments = f", segments={self.layout.segments}" if len(self.layout.segments) > 1 else ""
+        bias = self.bias is not None
+        return (
+            f"bias={bias}{segments}, int{self.bits}{groups}, activation={activation}, "
+            f"backend={self.backend}"
+        )
+
+    def _set_qweight(self, canonical: Tensor) -> None:
+        packed = ops.prepack(canonical, bits=self.bits, layout=self.layout, backend=self.backend)
+        self.qweight = packed.contiguous().to(self.w_scale.device)
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        assert isinstance(self, QuantizedLayer)
+        device = fn(torch.empty(0, dtype=torch.int64, device=self.w_scale.device)).device
+        backend = ops.resolve_backend(self.requested_backend, device)
+        if backend != self.backend:
+            canonical = self.canonical_qweight()
+            self.backend = backend
+            self._set_qweight(canonical)
+        super()._apply(fn, recurse)
+        if self.step is not None:
+            self.step.move(fn)
+        return self
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "qweight"] = self.canonical_qweight()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],  # noqa: ARG002 - torch's signature
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        device, specs = self.w_scale.device, self.stored_tensors()
+        for name, (shape, dtype) in specs.items():
+            key = prefix + name
+            if key not in state_dict:
+                missing_keys.append(key)
+                continue
+            value = state_dict[key]
+            if tuple(value.shape) != shape or value.dtype != dtype:
+                error_msgs.append(
+                    f"{key}: got {value.dtype} {list(value.shape)}, needs {dtype} {list(shape)}"
+                )
+            elif name == "qweight":
+                self._set_qweight(value.detach().clone())
+            else:
+                setattr(self, name, value.detach().to(device, copy=True))
+        if strict:
+            known = {prefix + name for name in specs}
+            unexpected_keys += [k for k in state_dict if k.startswith(prefix) and k not in known]
+
+
+def check_float_layer(layer: nn.Module, kind: type[nn.Module], name: str) -> None:
+    """Refuse anything but a plain layer of the kind.
+
+    Raises:
+        UnsupportedLayerError: for another class, a subclass included: its forward may differ.
+    """
+    if type(layer) is not kind:
+        raise UnsupportedLayerError(
+            f"{name}.from_float: got {type(layer).__name__}, needs a torch.nn.{kind.__name__}"
+        )
+
+
+def activation_buckets(x_scale: Tensor | None, segments: int) -> int:
+    """Rows of the scale table in `x_scale` (None, a scalar, or [segments, buckets]).
+
+    Raises:
+        ShapeError: if it is none of these.
+    """
+    if x_scale is None:
+        return 0
+    if x_scale.numel() == 1 and segments == 1:
+        return 1
+    if x_scale.dim() != 2 or x_scale.shape[0] != segments or x_scale.shape[1] < 1:
+        raise ShapeError(
+            f"x_scale {list(x_scale.shape)}: needs [segments, buckets] with {segments} segments, "
+            "or one scale"
+        )
+    return int(x_scale.shape[1])
+
+
+def resident_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers of a module, each storage counted once."""
+    storages = {}
+    for tensor in chain(module.parameters(), module.buffers()):
+        storage = tensor.untyped_storage()
+        # storages without memory (meta tensors) have no address: count them one by one
+        storages[storage.data_ptr() or id(tensor)] = storage.nbytes()
+    return sum(storages.values())

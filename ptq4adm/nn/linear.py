@@ -1,0 +1,139 @@
+"""Linear layers with packed int4 or int8 weights and int8 activations."""
+
+from __future__ import annotations
+
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ptq4adm import ops
+from ptq4adm.nn.base import LayerOptions, QuantizedLayer, activation_buckets, check_float_layer
+from ptq4adm.nn.timestep import StepIndex
+from ptq4adm.ops.arguments import LinearKeywords
+from ptq4adm.packing.layout import KLayout
+
+Self = TypeVar("Self", bound="QuantizedLinear")
+
+
+class QuantizedLinear(QuantizedLayer):
+    """Drop-in for `nn.Linear`; use `W4A8Linear` or `W8A8Linear`.
+
+    Takes [..., K] of any float dtype and returns [..., N] of the same. Activations are quantized
+    per row if dynamic, per tensor with the table's scale if static.
+
+    Args:
+        in_features: K.
+        out_features: N.
+        bias: whether a bias is added.
+        segments: parts of K with their own activation scales; None for one.
+        options: storage, activation scales, backend.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        segments: tuple[int, ...] | None = None,
+        options: LayerOptions | None = None,
+    ) -> None:
+        layout = KLayout(segments or (in_features,))
+        super().__init__(layout, out_features, has_bias=bias, options=options or LayerOptions())
+        self.in_features = in_features
+
+    @classmethod
+    def from_float(
+        cls: type[Self],
+        layer: nn.Module,
+        *,
+        x_scale: Tensor | None = None,
+        step: StepIndex | None = None,
+        segments: tuple[int, ...] | None = None,
+        group_size: int | None = None,
+        weight_observer: str = "squared_error",
+        backend: str = "auto",
+    ) -> Self:
+        """Quantize an `nn.Linear`; it is not changed.
+
+        Args:
+            layer: the float layer.
+            x_scale: None for dynamic activations, one scale, or float32 [segments, buckets].
+            step: which bucket is in use; needed with more than one.
+            segments: parts of K with their own activation scales; None for one.
+            group_size: None, or 64 (4 bits only).
+            weight_observer: "squared_error" or "absmax".
+            backend: "auto" or a backend's name.
+
+        Raises:
+            UnsupportedLayerError: if `layer` is not an `nn.Linear`.
+            NonFiniteError: if its weight holds NaN or infinite values.
+        """
+        check_float_layer(layer, nn.Linear, cls.__name__)
+        assert isinstance(layer, nn.Linear)
+        buckets = activation_buckets(x_scale, len(segments or (0,)))
+        options = LayerOptions(group_size, buckets, step, backend, layer.weight.device)
+        quantized = cls(
+            layer.in_features,
+            layer.out_features,
+            bias=layer.bias is not None,
+            segments=segments,
+            options=options,
+        )
+        quantized.set_weight(layer.weight, observer=weight_observer)
+        if layer.bias is not None:
+            quantized.bias = layer.bias.detach().to(torch.float32, copy=True)
+        if x_scale is not None:
+            quantized.set_activation_scale(x_scale)
+        return quantized
+
+    def dequantize(self) -> nn.Linear:
+        """The `nn.Linear`, float32, whose weight is what the integers stand for."""
+        # made on meta: its initialisation would only be overwritten
+        linear = nn.Linear(
+            self.in_features, self.out_features, self.bias is not None, device="meta"
+        )
+        linear.weight = nn.Parameter(self.float_weight().flatten(1), requires_grad=False)
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.clone(), requires_grad=False)
+        return linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] to [..., N]."""
+        self.check_input(x, -1)
+        rows = x.reshape(-1, self.in_features)
+        parts = [
+            self.quantize_input(part, i, "row")
+            for i, part in enumerate(rows.split(self.layout.segments, dim=1))
+        ]
+        keywords: LinearKeywords = {"bias": self.bias, "out_dtype": x.dtype}
+        if len(parts) == 2:
+            keywords["x2_q"], keywords["x2_scale"] = parts[1]
+        if self.w_mult is not None:
+            keywords["w_mult"] = self.w_mult
+        y = ops.linear(
+            *parts[0],
+            self.qweight,
+            self.w_scale,
+            bits=self.bits,
+            backend=self.backend,
+            **keywords,
+        )
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """Shape, bits, activation mode and backend."""
+        return f"{self.in_features}, {self.out_features}, {self.describe_storage()}"
+
+
+class W4A8Linear(QuantizedLinear):
+    """`nn.Linear` with packed 4-bit weights and int8 activations; see `QuantizedLinear`."""
+
+    bits: ClassVar[int] = 4
+
+
+class W8A8Linear(QuantizedLinear):
+    """`nn.Linear` with 8-bit weights and int8 activations; see `QuantizedLinear`."""
+
+    bits: ClassVar[int] = 8

@@ -1,0 +1,141 @@
+"""From scheme to module and back: the one table of which class stands for which scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ptq4adm.config import Scheme
+from ptq4adm.errors import UnsupportedLayerError
+from ptq4adm.nn.base import LayerOptions, StorageLayer
+from ptq4adm.nn.conv import ConvShape, W4A8Conv2d, W8A8Conv2d
+from ptq4adm.nn.half import HalfConv2d, HalfLinear
+from ptq4adm.nn.linear import W4A8Linear, W8A8Linear
+from ptq4adm.nn.timestep import StepIndex
+from ptq4adm.nn.weight_only import W8Linear
+
+_CLASSES: dict[tuple[type[nn.Module], Scheme], type[StorageLayer]] = {
+    (nn.Linear, Scheme.W4A8): W4A8Linear,
+    (nn.Linear, Scheme.W8A8): W8A8Linear,
+    (nn.Linear, Scheme.W8): W8Linear,
+    (nn.Linear, Scheme.FLOAT): HalfLinear,
+    (nn.Conv2d, Scheme.W4A8): W4A8Conv2d,
+    (nn.Conv2d, Scheme.W8A8): W8A8Conv2d,
+    (nn.Conv2d, Scheme.FLOAT): HalfConv2d,
+}
+_SCHEMES = {cls: scheme for (_, scheme), cls in _CLASSES.items()}
+
+
+def scheme_of(module: nn.Module) -> Scheme | None:
+    """Scheme of a replaced layer, or None for any other module."""
+    return _SCHEMES.get(type(module))  # type: ignore[arg-type]
+
+
+def quantized_layer(
+    layer: nn.Module,
+    scheme: Scheme,
+    *,
+    x_scale: Tensor | None,
+    step: StepIndex | None,
+    segments: tuple[int, ...] | None,
+    group_size: int | None,
+    weight_observer: str,
+    backend: str,
+) -> StorageLayer:
+    """The module that takes the place of a float layer.
+
+    Args:
+        layer: `nn.Linear` or `nn.Conv2d`.
+        scheme: how it is stored and run.
+        x_scale: float32 [segments, buckets], or None for dynamic activations.
+        step: which bucket is in use.
+        segments: parts of the input with their own scales; None for one.
+        group_size: None or 64; for W4A8 only.
+        weight_observer: how weight scales are chosen.
+        backend: "auto" or a backend's name.
+
+    Raises:
+        UnsupportedLayerError: if the scheme has no form for this layer.
+        NonFiniteError: if its weight cannot be stored.
+    """
+    cls = _class_of(layer, scheme)
+    if issubclass(cls, (W4A8Linear, W8A8Linear, W4A8Conv2d, W8A8Conv2d)):
+        return cls.from_float(
+            layer,
+            x_scale=x_scale,
+            step=step if x_scale is not None else None,
+            segments=segments,
+            group_size=group_size if scheme is Scheme.W4A8 else None,
+            weight_observer=weight_observer,
+            backend=backend,
+        )
+    if issubclass(cls, W8Linear):
+        return cls.from_float(layer, weight_observer=weight_observer)
+    assert issubclass(cls, (HalfLinear, HalfConv2d))
+    return cls.from_float(layer)
+
+
+def empty_layer(
+    layer: nn.Module,
+    scheme: Scheme,
+    *,
+    segments: tuple[int, ...] | None,
+    step: StepIndex | None,
+    group_size: int | None,
+    backend: str,
+    device: torch.device | str,
+) -> StorageLayer:
+    """The module of `quantized_layer`, before its tensors are loaded.
+
+    Args:
+        layer: `nn.Linear` or `nn.Conv2d`, for its sizes; may be on the meta device.
+        scheme: how it is stored and run.
+        segments: parts of the input with their own scales; None for one.
+        step: which bucket is in use; None for dynamic activations.
+        group_size: None or 64.
+        backend: "auto" or a backend's name.
+        device: where the new module's tensors are.
+
+    Raises:
+        UnsupportedLayerError: if the scheme has no form for this layer.
+    """
+    cls = _class_of(layer, scheme)
+    buckets = 0 if step is None else step.buckets.count
+    options = LayerOptions(group_size, buckets, step, backend, device)
+    if isinstance(layer, nn.Linear):
+        has_bias = layer.bias is not None
+        if issubclass(cls, (W4A8Linear, W8A8Linear)):
+            return cls(
+                layer.in_features,
+                layer.out_features,
+                bias=has_bias,
+                segments=segments,
+                options=options,
+            )
+        assert issubclass(cls, (W8Linear, HalfLinear))
+        return cls(layer.in_features, layer.out_features, bias=has_bias, device=device)
+    assert isinstance(layer, nn.Conv2d)
+    shape = ConvShape.of(layer)
+    if issubclass(cls, (W4A8Conv2d, W8A8Conv2d)):
+        return cls(shape, bias=layer.bias is not None, segments=segments, options=options)
+    assert issubclass(cls, HalfConv2d)
+    return cls(shape, bias=layer.bias is not None, device=device)
+
+
+def replace_layers(module: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
+    """Put new layers in the place of old ones, under every name they have."""
+    names = dict(module.named_modules())
+    by_identity = {id(names[name]): new for name, new in replacements.items()}
+    for parent in list(module.modules()):
+        for child_name, child in list(parent._modules.items()):
+            if id(child) in by_identity:
+                setattr(parent, child_name, by_identity[id(child)])
+
+
+def _class_of(layer: nn.Module, scheme: Scheme) -> type[StorageLayer]:
+    cls = _CLASSES.get((type(layer), scheme))
+    if cls is None:
+        raise UnsupportedLayerError(f"{type(layer).__name__} has no {scheme.value} form")
+    return cls

@@ -1,0 +1,118 @@
+"""Which backends there are, which can run here, and which one a name means.
+
+A backend is resolved once, when a module is made or loaded. A named backend that cannot run raises
+with the reason and the remedy; nothing is retried elsewhere. The weight order of each backend is in
+``prepack.py``; its two functions are importable from here.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+
+import torch
+
+from ptq4adm.errors import BackendUnavailableError, UnknownBackendError
+from ptq4adm.ops import cpu
+from ptq4adm.ops.prepack import packed_shape, prepack, to_canonical
+
+__all__ = [
+    "BackendName",
+    "BackendStatus",
+    "backend_report",
+    "packed_shape",
+    "prepack",
+    "resolve_backend",
+    "to_canonical",
+]
+
+_log = logging.getLogger(__name__)
+
+
+class BackendName(str, Enum):
+    """Every backend's name."""
+
+    REFERENCE = "reference"
+    CPU = "cpu"
+    TRITON = "triton"
+    CUDA = "cuda"
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can run here.
+
+    Attributes:
+        name: the backend.
+        available: True if it can run.
+        detail: what it runs on, or why it cannot and what to do.
+    """
+
+    name: BackendName
+    available: bool
+    detail: str
+
+
+def backend_report() -> list[BackendStatus]:
+    """Return the state of every backend, for ``ptq4adm doctor``."""
+    return [_status(name) for name in BackendName]
+
+
+def resolve_backend(name: str, device: torch.device | str = "cpu") -> str:
+    """Return the backend that a name means for tensors on a device.
+
+    Args:
+        name: a backend's name, or ``auto``: on the CPU the compiled backend if it is built, else
+            ``reference``.
+        device: where the tensors live.
+
+    Returns:
+        The name of an available backend.
+
+    Raises:
+        UnknownBackendError: if the name is none of the backends.
+        BackendUnavailableError: if the named backend cannot run on this device here.
+    """
+    wanted = name.value if isinstance(name, BackendName) else str(name).lower()
+    return _resolve(wanted, torch.device(device).type)
+
+
+@cache
+def _resolve(name: str, device_type: str) -> str:
+    """Resolve once per name and kind of device, so that the choice is logged once."""
+    if name == "auto":
+        is_native = device_type == "cpu" and _status(BackendName.CPU).available
+        chosen = BackendName.CPU if is_native else BackendName.REFERENCE
+        _log.info("backend auto on %s: %s (%s)", device_type, chosen.value, _status(chosen).detail)
+        return chosen.value
+    names = [backend.value for backend in BackendName]
+    if name not in names:
+        raise UnknownBackendError(
+            f"backend {name!r} is unknown; use one of {', '.join(names)}, or auto"
+        )
+    status = _status(BackendName(name))
+    if not status.available:
+        raise BackendUnavailableError(f"backend {name!r} is not available: {status.detail}")
+    if name == "cpu" and device_type != "cpu":
+        raise BackendUnavailableError(
+            f"backend 'cpu' cannot run on device {device_type!r}; move the model to the CPU or use "
+            "backend='reference'"
+        )
+    _log.info("backend %s on %s: %s", name, device_type, status.detail)
+    return name
+
+
+def _status(name: BackendName) -> BackendStatus:
+    if name is BackendName.REFERENCE:
+        return BackendStatus(name, True, "plain PyTorch, any device, slow: the oracle of the tests")
+    if name is BackendName.CPU:
+        reason = cpu.unavailable_reason()
+        if reason is not None:
+            return BackendStatus(name, False, reason)
+        detail = f"{cpu.default_isa()}, {torch.get_num_threads()} threads ({cpu.threading()})"
+        return BackendStatus(name, True, detail)
+    return BackendStatus(
+        name, False, "this version has no such kernels yet; use backend='cpu' or 'reference'"
+    )

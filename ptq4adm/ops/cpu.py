@@ -1,0 +1,227 @@
+"""Backend ``cpu``: passes checked tensors to the compiled module ``ptq4adm._cpu`` as addresses.
+
+The kernels are in ``csrc/cpu``. They accumulate in exact int32 and write float32, int8 or (for
+tests) the accumulators; other output dtypes and the gated GELU are applied here, by the same
+PyTorch calls as in ``reference.py``. ``isa`` forces an instruction set, for tests and benchmarks.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ptq4adm.errors import BackendUnavailableError, NonFiniteError
+from ptq4adm.ops.arguments import (
+    Conv2dGeometry,
+    Matmul,
+    conv2d_shape,
+    linear_shape,
+)
+from ptq4adm.ops.reference import gated_gelu, select_scale
+from ptq4adm.ops.schema import check_static_scale, scale_shape
+
+try:
+    from ptq4adm import _cpu
+except ImportError as _error:
+    _IMPORT_ERROR: ImportError | None = _error
+else:
+    _IMPORT_ERROR = None
+
+NAME = "cpu"
+_POINTWISE = Conv2dGeometry((1, 1))
+_OUTPUTS = {torch.float32: "float32", torch.int8: "int8", torch.int32: "int32"}
+
+
+def unavailable_reason() -> str | None:
+    """Return why the backend cannot run and what to do, or None if it can."""
+    if _IMPORT_ERROR is None:
+        return None
+    return (
+        f"the compiled module ptq4adm._cpu cannot be imported ({_IMPORT_ERROR}); install a C++ "
+        "compiler and reinstall with PTQ4ADM_BUILD=cpu, or use backend='reference'"
+    )
+
+
+def default_isa() -> str:
+    """Return the instruction set that this processor runs: ``avx2`` or ``scalar``."""
+    return str(_cpu.best_isa())
+
+
+def threading() -> str:
+    """Return what the compiled module spreads its work with: ``OpenMP`` or ``std::thread``."""
+    return str(_cpu.threading())
+
+
+def linear(call: Matmul, isa: str = "auto") -> Tensor:
+    """Run ``reference.linear`` natively; ``qweight`` in the cpu order."""
+    _check_available(call.x_q)
+    shape = linear_shape(call, NAME)
+    return _matmul(call, _POINTWISE, shape, isa)
+
+
+def conv2d(call: Matmul, geometry: Conv2dGeometry, isa: str = "auto") -> Tensor:
+    """Run ``reference.conv2d`` natively; ``qweight`` in the cpu order."""
+    _check_available(call.x_q)
+    shape = conv2d_shape(call, geometry, NAME)
+    return _matmul(call, geometry, shape, isa)
+
+
+def accumulate_linear(call: Matmul, isa: str = "auto") -> list[Tensor]:
+    """Return the int32 accumulators of ``linear``, one a K segment, before any scale."""
+    _check_available(call.x_q)
+    return _accumulate(call, _POINTWISE, linear_shape(call, NAME), isa)
+
+
+def accumulate_conv2d(call: Matmul, geometry: Conv2dGeometry, isa: str = "auto") -> list[Tensor]:
+    """Return the int32 accumulators of ``conv2d``, one a K segment, before any scale."""
+    _check_available(call.x_q)
+    return _accumulate(call, geometry, conv2d_shape(call, geometry, NAME), isa)
+
+
+def quantize_int8(
+    x: Tensor,
+    *,
+    x_scale: Tensor | None = None,
+    step: Tensor | None = None,
+    granularity: str = "tensor",
+    isa: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Run ``reference.quantize_int8`` natively, equal bit for bit."""
+    _check_available(x)
+    check_static_scale(x_scale, step)
+    shape = scale_shape(x, x_scale, granularity)
+    values = x.float().contiguous()
+    columns = values.shape[-1] if shape else values.numel()
+    if x_scale is None:
+        scale = torch.empty(shape, dtype=torch.float32)
+    else:
+        scale = select_scale(x_scale, step).reshape(()).clone()
+    x_q = torch.empty(x.shape, dtype=torch.int8)
+    is_finite = _cpu.quantize_int8(
+        x=values.data_ptr(),
+        rows=scale.numel(),
+        columns=columns,
+        scale=scale.data_ptr(),
+        is_static=x_scale is not None,
+        x_q=x_q.data_ptr(),
+        isa=isa,
+        threads=torch.get_num_threads(),
+    )
+    _check_finite(is_finite)
+    return x_q, scale
+
+
+def _matmul(call: Matmul, geometry: Conv2dGeometry, shape: tuple[int, ...], isa: str) -> Tensor:
+    options = call.options
+    is_int8 = options.out_scale is not None and not options.geglu
+    out = torch.empty(shape, dtype=torch.int8 if is_int8 else torch.float32)
+    _check_finite(_run(call, geometry, (out,), isa))
+    if options.geglu:
+        out = gated_gelu(out)
+        if options.out_scale is not None:
+            return quantize_int8(out, x_scale=options.out_scale, step=options.step)[0]
+    return out if is_int8 else out.to(options.out_dtype)
+
+
+def _accumulate(
+    call: Matmul, geometry: Conv2dGeometry, shape: tuple[int, ...], isa: str
+) -> list[Tensor]:
+    segments = 1 if call.options.x2_q is None else 2
+    accumulators = tuple(torch.empty(shape, dtype=torch.int32) for _ in range(segments))
+    _run(call, geometry, accumulators, isa)
+    return list(accumulators)
+
+
+def _run(call: Matmul, geometry: Conv2dGeometry, out: tuple[Tensor, ...], isa: str) -> bool:
+    """Call the kernel; the locals keep every converted copy alive until it has returned."""
+    options = call.options
+    x_q = call.x_q.contiguous()
+    x2_q = None if options.x2_q is None else options.x2_q.contiguous()
+    qweight, w_scale = call.qweight.contiguous(), call.w_scale.contiguous()
+    w_mult = None if options.w_mult is None else options.w_mult.contiguous()
+    bias, temb = _as_float32(options.bias), _as_float32(options.temb)
+    residual = _as_float32(options.residual)
+    x_scale = select_scale(call.x_scale, options.step).contiguous()
+    x2_scale = _scale_in_use(options.x2_scale, options.step)
+    is_int8 = out[0].dtype == torch.int8
+    out_scale = _scale_in_use(options.out_scale, options.step) if is_int8 else None
+    size = (x_q.shape[0], 1, 1) if x_q.dim() == 2 else tuple(x_q.shape[:3])
+    channels = (x_q.shape[-1], 0 if x2_q is None else x2_q.shape[-1])
+    is_finite = _cpu.matmul(
+        _shape_object(geometry, size, channels, w_scale.shape[0]),
+        bits=call.bits,
+        x_q=x_q.data_ptr(),
+        x2_q=_address(x2_q),
+        qweight=qweight.data_ptr(),
+        w_mult=_address(w_mult),
+        w_scale=w_scale.data_ptr(),
+        x_scale=x_scale.data_ptr(),
+        is_x_scale_per_row=x_scale.numel() > 1,
+        x2_scale=_address(x2_scale),
+        is_x2_scale_per_row=x2_scale is not None and x2_scale.numel() > 1,
+        bias=_address(bias),
+        temb=_address(temb),
+        temb_rows=0 if temb is None else temb.shape[0],
+        residual=_address(residual),
+        out_scale=_address(out_scale),
+        out=out[0].data_ptr(),
+        out2=out[1].data_ptr() if len(out) == 2 else 0,
+        out_dtype=_OUTPUTS[out[0].dtype],
+        isa=isa,
+        threads=torch.get_num_threads(),
+    )
+    return bool(is_finite)
+
+
+@lru_cache(maxsize=4096)
+def _shape_object(
+    geometry: Conv2dGeometry,
+    size: tuple[int, int, int],
+    channels: tuple[int, int],
+    out_channels: int,
+) -> object:
+    """Build the kernel's description of a shape once; a model has a few dozen."""
+    return _cpu.Conv2dShape(
+        size=size,
+        channels=channels,
+        out_channels=out_channels,
+        kernel_size=geometry.kernel_size,
+        stride=geometry.stride,
+        padding=geometry.padding,
+        dilation=geometry.dilation,
+        upsample=geometry.upsample or size[1:],
+        out_size=geometry.output_size(size[1], size[2]),
+    )
+
+
+def _scale_in_use(scale: Tensor | None, step: Tensor | None) -> Tensor | None:
+    return None if scale is None else select_scale(scale, step).contiguous()
+
+
+def _as_float32(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.float().contiguous()
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else int(tensor.data_ptr())
+
+
+def _check_available(x: Tensor) -> None:
+    reason = unavailable_reason()
+    if reason is not None:
+        raise BackendUnavailableError(f"backend 'cpu' is not available: {reason}")
+    if x.device.type != "cpu":
+        raise BackendUnavailableError(
+            f"backend 'cpu' was given tensors on {x.device}; move them to the CPU or use "
+            "backend='reference'"
+        )
+
+
+def _check_finite(is_finite: bool) -> None:
+    if not is_finite:
+        raise NonFiniteError(
+            "activations hold NaN or infinity, which int8 cannot; look for an overflow in float16 "
+            "or for broken weights before this layer"
+        )

@@ -1,0 +1,117 @@
+"""The weight order of each backend, derived from the canonical one and always invertible.
+
+``reference`` reads the canonical order of ``ptq4adm.packing.layout``. ``cpu`` reads panels of 16
+output channels (N is zero-padded to a multiple of 16), so that one 32-byte load feeds 16 channels::
+
+    4 bits, every 4 k: byte i = 0..31   | channel 8 + i / 4, k = i % 4 | channel i / 4, k = i % 4 |
+                                          bits 7..4                      bits 3..0   (as w + 8)
+    8 bits, every 2 k: byte i = 0..31     channel i / 2, k = i % 2       (signed)
+
+The offset of 8 lets the kernel decode with one subtraction. A backend's order is never saved:
+modules invert it in ``state_dict``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ptq4adm.errors import ShapeError, UnknownBackendError
+from ptq4adm.packing.layout import KLayout, pack_int4, unpack_int4
+
+PANEL_N = 16  # output channels of one cpu panel
+
+
+def packed_shape(bits: int, out_features: int, k_padded: int, backend: str) -> tuple[int, int]:
+    """Return the shape of ``qweight`` in a backend's order.
+
+    Args:
+        bits: 4 or 8.
+        out_features: N.
+        k_padded: length of a canonical row, a multiple of 64.
+        backend: a resolved backend's name.
+
+    Returns:
+        (rows, columns) of the uint8 (4 bits) or int8 (8 bits) tensor.
+
+    Raises:
+        UnknownBackendError: if the backend has no weight order.
+    """
+    per_byte = 2 if bits == 4 else 1
+    if backend == "reference":
+        return out_features, k_padded // per_byte
+    if backend == "cpu":
+        return -(-out_features // PANEL_N), PANEL_N * k_padded // per_byte
+    raise UnknownBackendError(
+        f"backend {backend!r} has no weight order in this version; use 'reference' or 'cpu'"
+    )
+
+
+def prepack(qweight: Tensor, *, bits: int, layout: KLayout, backend: str) -> Tensor:
+    """Bring a canonical weight into a backend's order.
+
+    Args:
+        qweight: uint8 [N, Kp / 2] (4 bits) or int8 [N, Kp] (8 bits), canonical.
+        bits: 4 or 8.
+        layout: the layer's layout.
+        backend: a resolved backend's name.
+
+    Returns:
+        The same dtype, of ``packed_shape``; for ``reference`` the same tensor.
+
+    Raises:
+        ShapeError: if ``qweight`` does not have the canonical shape.
+        UnknownBackendError: if the backend has no weight order.
+    """
+    out_features = qweight.shape[0]
+    _check_shape(qweight, packed_shape(bits, out_features, layout.k_padded, "reference"))
+    packed_shape(bits, out_features, layout.k_padded, backend)  # an unknown backend raises
+    if backend == "reference":
+        return qweight
+    padding = (0, 0, 0, -out_features % PANEL_N)
+    if bits == 4:
+        w_q = torch.nn.functional.pad(unpack_int4(qweight), padding)
+        steps = w_q.reshape(-1, 2, PANEL_N // 2, layout.k_padded // 4, 4) + 8
+        low, high = steps.view(torch.uint8).permute(1, 0, 3, 2, 4)  # [N / 16, Kp / 4, 8, 4] each
+        return (low | (high << 4)).flatten(1)
+    w_q = torch.nn.functional.pad(qweight, padding)
+    steps = w_q.reshape(-1, PANEL_N, layout.k_padded // 2, 2)
+    return steps.permute(0, 2, 1, 3).flatten(1)
+
+
+def to_canonical(
+    packed: Tensor, *, bits: int, layout: KLayout, out_features: int, backend: str
+) -> Tensor:
+    """Undo ``prepack``.
+
+    Args:
+        packed: the weight in the backend's order.
+        bits: 4 or 8.
+        layout: the layer's layout.
+        out_features: N, which padded panels no longer show.
+        backend: the backend whose order ``packed`` has.
+
+    Returns:
+        The canonical weight; for ``reference`` the same tensor.
+
+    Raises:
+        ShapeError: if ``packed`` does not have the backend's shape.
+        UnknownBackendError: if the backend has no weight order.
+    """
+    _check_shape(packed, packed_shape(bits, out_features, layout.k_padded, backend))
+    if backend == "reference":
+        return packed
+    if bits == 4:
+        steps = packed.reshape(1, -1, layout.k_padded // 4, PANEL_N // 2, 4)
+        halves = (
+            torch.cat((steps & 0x0F, steps >> 4)).to(torch.int8) - 8
+        )  # [2, N / 16, Kp / 4, 8, 4]
+        w_q = halves.permute(1, 0, 3, 2, 4).reshape(-1, layout.k_padded)
+        return pack_int4(w_q[:out_features])
+    steps = packed.reshape(-1, layout.k_padded // 2, PANEL_N, 2)
+    return steps.permute(0, 2, 1, 3).reshape(-1, layout.k_padded)[:out_features].contiguous()
+
+
+def _check_shape(qweight: Tensor, expected: tuple[int, int]) -> None:
+    if tuple(qweight.shape) != expected:
+        raise ShapeError(f"qweight {list(qweight.shape)}: expected {list(expected)}")

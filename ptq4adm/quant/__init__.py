@@ -1,0 +1,1 @@
+"""Numbers: weights to integers, recorded activations to scales, timesteps to buckets."""

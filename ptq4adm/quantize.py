@@ -1,0 +1,427 @@
+"""The main job: config, model family and calibration become a plan, the plan packed modules.
+
+Everything that can be refused is refused before a module is touched. `save_pipeline` and
+`load_pipeline` keep the result in an ordinary diffusers folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from ptq4adm import calibration as calibrating
+from ptq4adm.calibration import Calibration, RunSettings, default_prompts
+from ptq4adm.config import QuantConfig, Scheme
+from ptq4adm.errors import (
+    CalibrationError,
+    CalibrationMismatchError,
+    ConfigError,
+    NonFiniteError,
+    OutputError,
+    UnsupportedLayerError,
+)
+from ptq4adm.models import TextToAudioPipeline, find_adapter, save_components
+from ptq4adm.nn import StepIndex, StorageLayer, attach_step_hook
+from ptq4adm.nn.conv import padding_reason, unsupported_reason
+from ptq4adm.nn.replace import quantized_layer, replace_layers
+from ptq4adm.ops import resolve_backend
+from ptq4adm.packing.checkpoint import QuantState, is_quantized, mark_quantized, save_denoiser
+from ptq4adm.protocols import DenoiserAdapter
+from ptq4adm.quant.layers import quantizable_layers
+from ptq4adm.quant.plan import PlanRow, QuantPlan, choose_schemes, plan_row
+
+__all__ = [
+    "PlanRow",
+    "QuantPlan",
+    "calibrate",
+    "check_output",
+    "load_pipeline",
+    "plan",
+    "quantize",
+    "save_pipeline",
+]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_BUCKETS = 10
+_INTEGER = (Scheme.W4A8.value, Scheme.W8A8.value)
+
+
+def calibrate(  # noqa: PLR0913 - how prompts are run is one flat list of numbers
+    pipe: Any,
+    prompts: Sequence[str] | None = None,
+    *,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    buckets: int | None = None,
+    batch: int = 4,
+    progress: bool = True,
+    cache: str | Path | None = None,
+) -> Calibration:
+    """Run prompts through a float pipeline and record what its denoiser's layers see.
+
+    Args:
+        pipe: the pipeline; it is not changed.
+        prompts: None for the listed ones of `ptq4adm.calibration.default_prompts`.
+        steps: denoising steps; None for the pipeline's own number.
+        guidance: classifier-free guidance scale; None for the pipeline's own.
+        seed: prompt i starts from the noise of seed + i.
+        buckets: timestep buckets with their own scales; None for ten, or one a step if there are
+            fewer steps.
+        batch: prompts run at once.
+        progress: show a bar on a terminal.
+        cache: folder in which an interrupted calibration goes on, and a finished one is found
+            again.
+
+    Raises:
+        PromptError: if a prompt is empty.
+        NonFiniteError: if a weight or an activation is NaN or infinite.
+        MissingComponentError: if `pipe` is a bare denoiser.
+    """
+    adapter = find_adapter(pipe)
+    defaults = adapter.sampling_defaults(pipe)
+    steps = defaults.steps if steps is None else steps
+    settings = RunSettings(
+        steps=steps,
+        guidance=defaults.guidance if guidance is None else guidance,
+        seed=seed,
+        buckets=min(DEFAULT_BUCKETS, steps) if buckets is None else buckets,
+        batch=batch,
+    )
+    denoiser = adapter.denoiser(pipe)
+    _check_float(denoiser)
+    _check_finite(denoiser)
+    texts = default_prompts() if prompts is None else prompts
+    return calibrating.record(adapter, pipe, texts, settings, progress=progress, cache=cache)
+
+
+def plan(
+    pipe: Any, config: QuantConfig | None = None, calibration: Calibration | None = None
+) -> QuantPlan:
+    """What `quantize` would do; nothing is changed, and no calibration is needed to ask.
+
+    Args:
+        pipe: a pipeline, or a bare denoiser.
+        config: None for the default.
+        calibration: None counts the scale tables of ten buckets.
+
+    Raises:
+        PatternError: if an override matches no layer.
+        CalibrationMismatchError: if the calibration is another model's.
+    """
+    return _Job(pipe, config or QuantConfig(), calibration).plan()
+
+
+def quantize(
+    pipe: Any,
+    config: QuantConfig | None = None,
+    calibration: Calibration | None = None,
+    *,
+    progress: bool = True,
+) -> QuantPlan:
+    """Replace the layers of a pipeline's denoiser, or of a bare denoiser, in place.
+
+    All checks come first and all new modules are made before the first is put in: a call that fails
+    or is interrupted leaves the model as it was.
+
+    Args:
+        pipe: a pipeline, or a bare denoiser.
+        config: None for the default, W4A8.
+        calibration: of this very model; not needed with `activation="dynamic"`.
+        progress: show a bar on a terminal.
+
+    Returns:
+        What was done.
+
+    Raises:
+        CalibrationError: if activations are to be static and there is no calibration.
+        CalibrationMismatchError: if the calibration is another model's.
+        NonFiniteError: if a weight is NaN or infinite; names it.
+        PatternError: if an override matches no layer.
+        UnsupportedLayerError: if an override asks for what a layer cannot be.
+        BackendUnavailableError: if the named backend cannot run here.
+        ConfigError: if the model is quantized already.
+    """
+    job = _Job(pipe, config or QuantConfig(), calibration)
+    job.check()
+    result = job.plan()
+    job.apply(result, progress)
+    logger.info("quantized %s: %s", type(job.denoiser).__name__, result.summary())
+    return result
+
+
+def save_pipeline(pipe: Any, out: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a pipeline, quantized or not, as a diffusers folder; all of it or nothing.
+
+    Args:
+        pipe: of this package or of diffusers.
+        out: the folder; made, with its parents.
+        overwrite: whether a folder with content may be replaced.
+
+    Returns:
+        The folder's absolute path.
+
+    Raises:
+        OutputError: if `out` exists with content, or cannot be written.
+        MissingComponentError: if the pipeline lacks a component.
+    """
+    adapter = find_adapter(pipe)
+    denoiser = adapter.denoiser(pipe)
+    own = (adapter.denoiser_name,) if is_quantized(denoiser) else ()
+    with _atomic_folder(out, overwrite=overwrite) as folder:
+        save_components(pipe, folder, skip=own)
+        for name in own:
+            save_denoiser(denoiser, folder / name)
+    return Path(out).absolute()
+
+
+def load_pipeline(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
+) -> TextToAudioPipeline:
+    """Read a pipeline folder, with a float or a quantized denoiser.
+
+    Args:
+        path: the folder.
+        device: where the modules go.
+        dtype: of the float modules, and of the tensors between layers.
+        backend: which kernels a quantized denoiser runs on.
+
+    Raises:
+        MissingComponentError: if the folder or a component is missing.
+        CheckpointError: if a file is broken; see its children.
+        BackendUnavailableError: if the named backend cannot run here.
+    """
+    return TextToAudioPipeline.from_folder(path, device=device, dtype=dtype, backend=backend)
+
+
+def check_output(out: str | Path, *, overwrite: bool = False) -> None:
+    """Refuse an output folder before any work is done for it.
+
+    Raises:
+        OutputError: if `out` is a file, or a folder with content and `overwrite` is False, or lies
+            below a file, or may not be written.
+    """
+    out = Path(out).absolute()
+    if out.is_dir():
+        if any(out.iterdir()) and not overwrite:
+            raise OutputError(
+                f"{out}: exists and is not empty; choose another output, or overwrite it"
+            )
+    elif out.exists():
+        raise OutputError(f"{out}: exists and is not a folder; choose another output")
+    parent = next(p for p in out.parents if p.exists())
+    if not parent.is_dir():
+        raise OutputError(f"{out}: {parent} is a file, not a folder; choose another output")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{out}: no permission to write in {parent}; choose another output")
+
+
+@dataclass
+class _Job:
+    """One model with one config: checks, plan, replacement."""
+
+    pipe: Any
+    config: QuantConfig
+    calibration: Calibration | None
+
+    def __post_init__(self) -> None:
+        self.adapter: DenoiserAdapter = find_adapter(self.pipe)
+        self.denoiser: nn.Module = self.adapter.denoiser(self.pipe)
+        _check_float(self.denoiser)
+        self.layers = quantizable_layers(self.denoiser)
+        self.segments = self.adapter.segments(self.denoiser)
+        if self.calibration is not None:
+            self.calibration.check(self.denoiser)
+            self._check_segments(self.calibration)
+
+    def check(self) -> None:
+        """Refuse what `plan` tolerates because it changes nothing."""
+        resolve_backend(self.config.backend, next(self.denoiser.parameters()).device)
+        _check_finite(self.denoiser)
+        _check_hooks(self.layers)
+        if self.config.activation == "static" and self.calibration is None:
+            choices = [row.scheme for row in self.plan().rows]
+            if any(scheme in _INTEGER for scheme in choices):
+                raise CalibrationError(
+                    "static activation scales need a calibration, and none was given; pass "
+                    "calibration=ptq4adm.calibrate(pipe), or QuantConfig(activation='dynamic')"
+                )
+        if self.config.activation == "dynamic" and self.calibration is not None:
+            logger.warning("activation='dynamic' measures every input: the calibration is not used")
+
+    def plan(self) -> QuantPlan:
+        """The table, from names and shapes alone."""
+        # a convolution whose padding cannot be expressed stays the module that it is
+        layers = {
+            name: layer for name, layer in self.layers.items() if padding_reason(layer) is None
+        }
+        unsupported = {
+            n: reason for n, layer in layers.items() if (reason := unsupported_reason(layer))
+        }
+        rules = [(r.pattern, r.scheme, r.reason) for r in self.adapter.rules(self.denoiser)]
+        choices = choose_schemes(layers, self.config, rules, unsupported)
+        rows = tuple(
+            plan_row(
+                name,
+                layer,
+                choices[name],
+                segments=self.segments.get(name),
+                buckets=self._buckets(name),
+                group_size=self.config.group_size,
+            )
+            for name, layer in layers.items()
+        )
+        return QuantPlan(rows, *self._other_bytes(layers), self.config)
+
+    def apply(self, result: QuantPlan, progress: bool) -> None:
+        """Make every new module, then put them in."""
+        step = self._step()
+        replacements = {}
+        for row in tqdm(
+            result.rows, desc="quantize", unit="layer", disable=None if progress else True
+        ):
+            try:
+                replacements[row.name] = self._replacement(row, step)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"layer {row.name!r}: {error}") from error
+        replace_layers(self.denoiser, replacements)
+        if step is not None:
+            attach_step_hook(self.denoiser, step)
+        digest = (
+            self.calibration.digest() if step is not None and self.calibration is not None else None
+        )
+        mark_quantized(self.denoiser, QuantState(self.config, digest))
+
+    def _replacement(self, row: PlanRow, step: StepIndex | None) -> StorageLayer:
+        x_scale = None
+        if row.activation == "static" and self.calibration is not None:
+            x_scale = self.calibration.scales(
+                row.name, self.config.activation_observer, self.config.percentile
+            )
+        return quantized_layer(
+            self.layers[row.name],
+            Scheme(row.scheme),
+            x_scale=x_scale,
+            step=step,
+            segments=row.segments,
+            group_size=self.config.group_size,
+            weight_observer=self.config.weight_observer,
+            backend=self.config.backend,
+        )
+
+    def _step(self) -> StepIndex | None:
+        if self.config.activation != "static" or self.calibration is None:
+            return None
+        return StepIndex(self.calibration.buckets, next(self.denoiser.parameters()).device)
+
+    def _buckets(self, name: str) -> int:
+        if self.config.activation == "dynamic":
+            return 0
+        if self.calibration is None:
+            return DEFAULT_BUCKETS
+        # a layer that the calibration runs never reached measures its input
+        return self.calibration.meta.buckets if self.calibration.is_recorded(name) else 0
+
+    def _check_segments(self, calibration: Calibration) -> None:
+        for name in self.layers:
+            wanted, found = (
+                len(self.segments.get(name, (0,))),
+                len(calibration.records.get(name, ())),
+            )
+            if found != wanted:
+                raise CalibrationMismatchError(
+                    f"calibration has {found} records for layer {name!r}, needs {wanted}; "
+                    "calibrate this model"
+                )
+
+    def _other_bytes(self, layers: dict[str, nn.Linear | nn.Conv2d]) -> tuple[int, int]:
+        planned = {id(tensor) for layer in layers.values() for tensor in layer.parameters()}
+        others = [
+            t
+            for t in (*self.denoiser.parameters(), *self.denoiser.buffers())
+            if id(t) not in planned
+        ]
+        return 2 * sum(t.numel() for t in others), sum(t.numel() * t.element_size() for t in others)
+
+
+def _check_float(denoiser: nn.Module) -> None:
+    if is_quantized(denoiser):
+        raise ConfigError(
+            f"{type(denoiser).__name__} is quantized already; load the float model to calibrate or "
+            "quantize it"
+        )
+
+
+def _check_finite(denoiser: nn.Module) -> None:
+    for name, tensor in (*denoiser.named_parameters(), *denoiser.named_buffers()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteError(
+                f"weight {name!r} {list(tensor.shape)} holds NaN or infinite values; repair or "
+                "reload the model"
+            )
+
+
+def _check_hooks(layers: dict[str, nn.Linear | nn.Conv2d]) -> None:
+    for name, layer in layers.items():
+        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+            raise UnsupportedLayerError(
+                f"layer {name!r} has hooks or a replaced forward, which its packed form would "
+                "lose; "
+                "remove them, or quantize before they are added"
+            )
+
+
+@contextmanager
+def _atomic_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder beside `out` that takes its place when the block ends without an error.
+
+    An interruption at any point leaves `out` as it was: the block's folder is deleted.
+
+    Args:
+        out: the folder to make.
+        overwrite: whether an existing folder with content may be replaced.
+
+    Raises:
+        OutputError: if `out` exists and may not be replaced, or cannot be made.
+    """
+    out = Path(out).absolute()
+    check_output(out, overwrite=overwrite)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    previous = out.with_name(f".{out.name}.{os.getpid()}.previous")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be made ({error}); choose another output") from error
+    try:
+        yield partial
+        if out.exists():
+            out.rename(previous)
+        try:
+            partial.rename(out)
+        except OSError:
+            if previous.exists():
+                previous.rename(out)
+            raise
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error}); choose another output") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if out.exists():
+            shutil.rmtree(previous, ignore_errors=True)

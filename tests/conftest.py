@@ -1,0 +1,122 @@
+"""Fixtures of all tests: seeds, and a small pipeline of real classes with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+TEXT_WIDTH = 64
+SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # Roberta's order: pad is 1
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a pipeline in diffusers' layout, float16: read it, never write into it.
+
+    A UNet of 64 and 128 channels over latents [8, 8, 8], clips of 0.64 s, AudioLDM's conditioning.
+    """
+    folder = tmp_path_factory.mktemp("pipelines") / "tiny"
+    make_tiny_pipeline(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same architecture with other weights: another model."""
+    folder = tmp_path_factory.mktemp("pipelines") / "other"
+    make_tiny_pipeline(folder, seed=1)
+    return folder
+
+
+def make_tiny_pipeline(folder: Path, *, seed: int) -> None:
+    """Write the pipeline of `tiny_pipeline` to a folder that does not exist."""
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import (
+        ClapTextConfig,
+        ClapTextModelWithProjection,
+        RobertaTokenizerFast,
+        SpeechT5HifiGan,
+        SpeechT5HifiGanConfig,
+    )
+
+    vocab = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *sorted(ByteLevel.alphabet())])}
+    torch.manual_seed(seed)
+    parts = {
+        "tokenizer": RobertaTokenizerFast(vocab=vocab, merges=[], model_max_length=48),
+        "text_encoder": ClapTextModelWithProjection(
+            ClapTextConfig(
+                vocab_size=len(vocab),
+                hidden_size=TEXT_WIDTH,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=2 * TEXT_WIDTH,
+                projection_dim=TEXT_WIDTH,
+                max_position_embeddings=TEXT_WIDTH + 8,
+            )
+        ),
+        "unet": UNet2DConditionModel(
+            sample_size=8,
+            in_channels=8,
+            out_channels=8,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=(64, 128),
+            layers_per_block=1,
+            attention_head_dim=2,
+            cross_attention_dim=(64, 128),
+            class_embed_type="simple_projection",
+            projection_class_embeddings_input_dim=TEXT_WIDTH,
+            class_embeddings_concat=True,
+        ),
+        "vae": AutoencoderKL(
+            in_channels=1,
+            out_channels=1,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(8, 8, 16, 16),
+            layers_per_block=1,
+            latent_channels=8,
+            norm_num_groups=8,
+            sample_size=64,
+            scaling_factor=0.9,
+            mid_block_add_attention=False,
+        ),
+        "vocoder": SpeechT5HifiGan(
+            SpeechT5HifiGanConfig(
+                model_in_dim=64,
+                sampling_rate=16000,
+                upsample_initial_channel=32,
+                upsample_rates=[5, 4, 4, 2],
+                upsample_kernel_sizes=[11, 8, 8, 4],
+                resblock_kernel_sizes=[3],
+                resblock_dilation_sizes=[[1, 3]],
+            )
+        ),
+        "scheduler": DDIMScheduler(
+            num_train_timesteps=1000,
+            beta_start=0.0015,
+            beta_end=0.0195,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            prediction_type="v_prediction",
+            timestep_spacing="trailing",
+        ),
+    }
+    index: dict[str, object] = {"_class_name": "AudioLDMPipeline", "_diffusers_version": "0.33.1"}
+    for name, part in parts.items():
+        if isinstance(part, torch.nn.Module):
+            part = torch.nn.Module.to(part, dtype=torch.float16)
+        part.save_pretrained(folder / name)
+        index[name] = [type(part).__module__.split(".")[0], type(part).__name__]
+    index |= {"_default_steps": 4, "_default_guidance_scale": 2.5}
+    (folder / "model_index.json").write_text(json.dumps(index))

@@ -1,0 +1,233 @@
+"""The pipeline against diffusers' own, and its promises on seeds, shapes and broken folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from ptq4adm.errors import (
+    CheckpointError,
+    ConfigError,
+    MissingComponentError,
+    NonFiniteError,
+    PromptError,
+    ShapeError,
+)
+from ptq4adm.models.pipeline import TextToAudioPipeline, initial_noise
+
+PROMPTS = ["a dog barks", "rain falls on a roof while a bell rings"]
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_pipeline: Path) -> TextToAudioPipeline:
+    return TextToAudioPipeline.from_folder(tiny_pipeline)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5], ids=["unguided", "guided"])
+def test_agrees_with_diffusers(pipe: TextToAudioPipeline, guidance: float) -> None:
+    from diffusers import AudioLDMPipeline
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = AudioLDMPipeline(
+            vae=pipe.vae,
+            text_encoder=pipe.text_encoder,
+            tokenizer=pipe.tokenizer,
+            unet=pipe.unet,
+            scheduler=pipe.scheduler,
+            vocoder=pipe.vocoder,
+        )
+        theirs.set_progress_bar_config(disable=True)
+        expected = theirs(
+            PROMPTS,
+            num_inference_steps=3,
+            guidance_scale=guidance,
+            latents=initial_noise(2, pipe.latent_shape(), seed=5),
+            output_type="pt",
+        ).audios
+    got = pipe(PROMPTS, steps=3, guidance=guidance, seed=5)
+    assert got.shape == expected.shape
+    # diffusers pads the empty prompt to another length, which reorders float sums and no more
+    assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_a_sample_depends_on_its_seed_and_not_on_its_batch(pipe: TextToAudioPipeline) -> None:
+    together = pipe.denoise(pipe.encode_prompts(PROMPTS), steps=2, seed=7)
+    alone = pipe.denoise(pipe.encode_prompts(PROMPTS[1]), steps=2, seed=8)
+    torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_same_seed_gives_the_same_waveform_and_another_seed_does_not(
+    pipe: TextToAudioPipeline,
+) -> None:
+    first, again, other = (pipe(PROMPTS[0], steps=2, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_length_of_a_clip_follows_the_config_and_the_wish(pipe: TextToAudioPipeline) -> None:
+    assert pipe.sampling_rate == 16000
+    assert pipe.seconds == pytest.approx(0.64)
+    assert pipe(PROMPTS[0], steps=1).shape == (1, 10240)
+    # 0.3 s are 30 frames: rounded up to 4 latent rows, and the waveform is cut back
+    assert pipe.latent_shape(0.3) == (8, 4, 8)
+    assert pipe(PROMPTS[0], steps=1, seconds=0.3).shape == (1, 4800)
+
+
+def test_a_factor_4_vae_gives_the_published_latents(tiny_pipeline: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    from ptq4adm.models import real_unet
+
+    pipe = TextToAudioPipeline.from_folder(tiny_pipeline)
+    pipe.unet = real_unet("audioldm-s", device="meta")
+    pipe.vae = AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        latent_channels=8,
+        norm_num_groups=8,
+    )
+    assert pipe.seconds == pytest.approx(5.12)
+    assert pipe.latent_shape(10.24) == (8, 256, 16)
+    assert pipe.decode(torch.zeros(1, *pipe.latent_shape(1.0))).shape == (1, 16000)
+
+
+def test_decode_mel_has_a_row_a_frame(pipe: TextToAudioPipeline) -> None:
+    mel = pipe.decode_mel(torch.zeros(2, *pipe.latent_shape()))
+    assert mel.shape == (2, 64, 64)
+    assert mel.dtype == torch.float32
+
+
+def test_callback_sees_every_step(pipe: TextToAudioPipeline) -> None:
+    seen: list[tuple[int, int]] = []
+    pipe.denoise(
+        pipe.encode_prompts(PROMPTS), steps=4, callback=lambda i, t, _: seen.append((i, t))
+    )
+    assert seen == [(0, 999), (1, 749), (2, 499), (3, 249)]
+
+
+def test_saved_components_load_bit_equal_and_in_diffusers(
+    pipe: TextToAudioPipeline, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    pipe.save_components(tmp_path)
+    again = TextToAudioPipeline.from_folder(tmp_path)
+    assert torch.equal(again(PROMPTS, steps=2), pipe(PROMPTS, steps=2))
+    assert again.defaults == pipe.defaults
+    for name in ("unet/diffusion_pytorch_model.safetensors", "vocoder/model.safetensors"):
+        # float16 in, float16 out, although the computation is float32
+        assert (tmp_path / name).stat().st_size < 1.1 * (tiny_pipeline / name).stat().st_size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from diffusers import AudioLDMPipeline
+
+        assert AudioLDMPipeline.from_pretrained(tmp_path).unet.config.sample_size == 8
+
+
+@pytest.mark.parametrize("prompts", ["", "  ", [], ["a dog", ""], [3]])
+def test_empty_prompts_are_refused(pipe: TextToAudioPipeline, prompts: object) -> None:
+    with pytest.raises(PromptError, match="prompt"):
+        pipe.encode_prompts(prompts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0),
+        ("steps", 1001),
+        ("guidance", float("nan")),
+        ("guidance", -1.0),
+        ("seed", -1),
+        ("seconds", 0.0),
+        ("seconds", float("inf")),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(
+    pipe: TextToAudioPipeline, name: str, value: float
+) -> None:
+    with pytest.raises(ConfigError, match=name):
+        pipe.denoise(pipe.encode_prompts(PROMPTS), **{name: value})  # type: ignore[arg-type]
+
+
+def test_latents_of_another_shape_are_refused(pipe: TextToAudioPipeline) -> None:
+    with pytest.raises(ShapeError, match=r"expected \(2, 8, 8, 8\), got \(1, 8, 8, 8\)"):
+        pipe.denoise(pipe.encode_prompts(PROMPTS), steps=1, latents=torch.zeros(1, 8, 8, 8))
+
+
+def test_nan_in_the_unet_is_reported(tiny_pipeline: Path) -> None:
+    pipe = TextToAudioPipeline.from_folder(tiny_pipeline)
+    pipe.unet.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="NaN"):
+        pipe(PROMPTS, steps=1)
+
+
+def test_a_long_prompt_is_cut_with_a_warning(
+    pipe: TextToAudioPipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe.encode_prompts("bell " * 50)
+    assert "prompt cut to 48 tokens" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["vae", "text_encoder", "tokenizer", "scheduler", "vocoder"])
+def test_a_missing_component_is_named(tiny_pipeline: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "copy")
+    shutil.rmtree(folder / name)
+    with pytest.raises(MissingComponentError, match=f"'{name}' is missing"):
+        TextToAudioPipeline.from_folder(folder)
+
+
+def test_a_missing_folder_index_entry_or_weights_file_is_named(
+    tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(MissingComponentError, match="no such folder"):
+        TextToAudioPipeline.from_folder(tmp_path / "nowhere")
+    with pytest.raises(MissingComponentError, match=r"no model_index\.json"):
+        TextToAudioPipeline.from_folder(tmp_path)
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "copy")
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(MissingComponentError, match="'vae' has no weights"):
+        TextToAudioPipeline.from_folder(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    del index["vocoder"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(MissingComponentError, match="names no vocoder"):
+        TextToAudioPipeline.from_folder(folder)
+
+
+def test_broken_files_are_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "copy")
+    weights = folder / "vocoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="cannot load SpeechT5HifiGan"):
+        TextToAudioPipeline.from_folder(folder)
+    (folder / "model_index.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+        TextToAudioPipeline.from_folder(folder)
+
+
+def test_weights_that_lack_tensors_are_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "copy")
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    del tensors["decoder.conv_out.bias"]
+    save_file(tensors, weights)
+    with pytest.raises(CheckpointError, match=r"decoder\.conv_out\.bias"):
+        TextToAudioPipeline.from_folder(folder)
+
+
+def test_a_model_folder_cannot_name_code_to_run(tiny_pipeline: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "copy")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["subprocess", "Popen"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="'subprocess'"):
+        TextToAudioPipeline.from_folder(folder)

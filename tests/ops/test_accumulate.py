@@ -1,0 +1,154 @@
+"""Integer accumulators: reference and cpu (scalar and AVX2) equal the exact oracle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ptq4adm.ops import cpu, reference
+from ptq4adm.ops.arguments import Conv2dGeometry
+
+MODES = [(4, False), (4, True), (8, False)]
+MODE_IDS = ["w4", "w4-groups", "w8"]
+
+# rows, K, channels: 1, tile - 1, tile, tile + 1 of the tiles 4 x 16 x 64 (chunk 512), odd, real
+LINEAR_SIZES = [
+    (1, 1, 1),
+    (3, 63, 15),
+    (4, 64, 16),
+    (5, 65, 17),
+    (33, 127, 33),
+    (131, 320, 40),
+    (7, 512, 48),
+    (6, 513, 31),
+    (77, 768, 128),
+    (257, 1100, 3),
+]
+
+CONVOLUTIONS = {
+    "3x3": ((2, 5, 6), 64, Conv2dGeometry((3, 3), padding=(1, 1))),
+    "3x3 odd channels": ((1, 7, 5), 70, Conv2dGeometry((3, 3), padding=(1, 1))),
+    "stride 2": ((2, 7, 8), 33, Conv2dGeometry((3, 3), stride=(2, 2), padding=(1, 1))),
+    "stride 2, 1 and no padding": ((1, 9, 7), 16, Conv2dGeometry((3, 2), stride=(2, 1))),
+    "padding larger than the kernel": ((1, 3, 3), 5, Conv2dGeometry((3, 3), padding=(4, 5))),
+    "dilation": ((1, 9, 8), 20, Conv2dGeometry((3, 3), padding=(2, 3), dilation=(2, 3))),
+    "1x1": ((2, 3, 5), 130, Conv2dGeometry((1, 1))),
+    "1x1 stride 2": ((2, 5, 5), 64, Conv2dGeometry((1, 1), stride=(2, 2))),
+    "5x1": ((1, 6, 3), 12, Conv2dGeometry((5, 1), padding=(2, 0))),
+    "one pixel": ((3, 1, 1), 64, Conv2dGeometry((3, 3), padding=(1, 1))),
+    "upsample 2": ((1, 3, 4), 64, Conv2dGeometry((3, 3), padding=(1, 1), upsample=(6, 8))),
+    "upsample odd": ((2, 3, 5), 30, Conv2dGeometry((3, 3), padding=(1, 1), upsample=(7, 9))),
+    "upsample smaller": ((1, 7, 5), 8, Conv2dGeometry((3, 3), padding=(1, 1), upsample=(4, 3))),
+    "upsample, stride": (
+        (1, 5, 3),
+        17,
+        Conv2dGeometry((3, 3), stride=(2, 2), padding=(1, 1), upsample=(11, 7)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("bits", "is_grouped"), MODES, ids=MODE_IDS)
+@pytest.mark.parametrize("size", LINEAR_SIZES, ids=str)
+def test_linear_equals_the_oracle(make_case, isa, size, bits, is_grouped) -> None:
+    M, K, N = size
+    case = make_case(bits, (M,), (K,), N, is_grouped=is_grouped)
+    (expected,) = case.oracle()
+    assert torch.equal(reference.accumulate_linear(case.call)[0], expected)
+    assert torch.equal(cpu.accumulate_linear(case.native, isa)[0], expected)
+
+
+@pytest.mark.parametrize(("bits", "is_grouped"), MODES, ids=MODE_IDS)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_conv2d_equals_the_oracle(make_case, isa, name, bits, is_grouped) -> None:
+    shape, channels, geometry = CONVOLUTIONS[name]
+    case = make_case(bits, shape, (channels,), 19, geometry, is_grouped=is_grouped)
+    (expected,) = case.oracle()
+    assert torch.equal(reference.accumulate_conv2d(case.call, geometry)[0], expected)
+    assert torch.equal(cpu.accumulate_conv2d(case.native, geometry, isa)[0], expected)
+
+
+@pytest.mark.parametrize(("bits", "is_grouped"), MODES, ids=MODE_IDS)
+@pytest.mark.parametrize("segments", [(64, 64), (40, 70), (128, 3)], ids=str)
+def test_two_segments_stay_apart(make_case, isa, segments, bits, is_grouped) -> None:
+    linear = make_case(bits, (9,), segments, 21, is_grouped=is_grouped)
+    geometry = Conv2dGeometry((3, 3), padding=(1, 1), upsample=(5, 7))
+    conv2d = make_case(bits, (2, 4, 3), segments, 21, geometry, is_grouped=is_grouped)
+    for got, canonical, expected in zip(
+        cpu.accumulate_linear(linear.native, isa)
+        + cpu.accumulate_conv2d(conv2d.native, geometry, isa),
+        reference.accumulate_linear(linear.call)
+        + reference.accumulate_conv2d(conv2d.call, geometry),
+        linear.oracle() + conv2d.oracle(),
+        strict=True,
+    ):
+        assert torch.equal(canonical, expected)
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("bits", "is_grouped", "w_value"),
+    [(4, False, -8), (4, False, 7), (4, True, -8), (4, True, 7), (8, False, 127), (8, False, -127)],
+)
+@pytest.mark.parametrize("x_value", [127, -127, -128])
+@pytest.mark.parametrize("K", [64, 23040, 131008])
+def test_extremes_do_not_saturate(make_case, isa, K, x_value, bits, is_grouped, w_value) -> None:
+    case = make_case(bits, (2,), (K,), 17, is_grouped=is_grouped, w_value=w_value, x_value=x_value)
+    expected = x_value * w_value * (15 if is_grouped else 1) * K
+    assert abs(expected) < 2**31
+    assert bool((reference.accumulate_linear(case.call)[0] == expected).all())
+    assert bool((cpu.accumulate_linear(case.native, isa)[0] == expected).all())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_extremes_of_alternating_sign_do_not_saturate(make_case, isa, bits) -> None:
+    """The largest sums of neighbouring products, which cancel later."""
+    case = make_case(bits, (4,), (23040,), 16)
+    extreme = 8 if bits == 4 else 127
+    sign = torch.where(torch.arange(23040) // 32 % 2 == 0, 1, -1)
+    x_q = (127 * sign).to(torch.int8).repeat(4, 1)
+    native = case.native
+    native.x_q.copy_(x_q)
+    case.call.x_q.copy_(x_q)
+    expected = (x_q.double() @ case.weight[:, :, 0, 0].double().T).to(torch.int32)
+    assert int(case.weight.abs().max()) == extreme
+    assert torch.equal(cpu.accumulate_linear(native, isa)[0], expected)
+    assert torch.equal(reference.accumulate_linear(case.call)[0], expected)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_identity_times_weight_is_the_decoded_weight(make_case, isa, bits) -> None:
+    case = make_case(bits, (130,), (130,), 50)
+    identity = torch.eye(130, dtype=torch.int8)
+    case.native.x_q.copy_(identity)
+    case.call.x_q.copy_(identity)
+    decoded = case.weight[:, :, 0, 0].to(torch.int32)
+    assert torch.equal(cpu.accumulate_linear(case.native, isa)[0].T, decoded)
+    assert torch.equal(reference.accumulate_linear(case.call)[0].T, decoded)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_result_does_not_depend_on_threads(make_case, isa, bits, threads) -> None:
+    """Sizes that split into row blocks, into panel groups, and unevenly."""
+    torch.set_num_threads(threads)
+    for M, K, N in ((517, 600, 80), (5, 2000, 200), (301, 64, 17)):
+        case = make_case(bits, (M,), (K,), N)
+        assert torch.equal(cpu.accumulate_linear(case.native, isa)[0], case.oracle()[0])
+
+
+def test_activations_need_not_be_contiguous(make_case, isa) -> None:
+    case = make_case(4, (10,), (70,), 20)
+    wide = torch.zeros(10, 140, dtype=torch.int8)
+    wide[:, ::2] = case.native.x_q
+    case.native.x_q = wide[:, ::2]
+    assert torch.equal(cpu.accumulate_linear(case.native, isa)[0], case.oracle()[0])
+
+
+def test_no_rows_give_no_rows(make_case, isa) -> None:
+    case = make_case(4, (0,), (70,), 20)
+    assert cpu.accumulate_linear(case.native, isa)[0].shape == (0, 20)
+    assert reference.linear(case.call).shape == cpu.linear(case.native, isa).shape == (0, 20)
+    geometry = Conv2dGeometry((1, 1))
+    image = make_case(4, (0, 3, 3), (70,), 20, geometry)
+    assert cpu.conv2d(image.native, geometry, isa).shape == (0, 3, 3, 20)
+    assert reference.conv2d(image.call, geometry).shape == (0, 3, 3, 20)

@@ -1,0 +1,105 @@
+"""Imports go one way: every room imports only from the rooms before it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# room -> rooms it may import from; a room without a line is an error
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "protocols": {"errors"},
+    "config": {"errors"},
+    "packing.layout": {"errors"},
+    "kernels": {"errors"},
+    "ops": {"errors", "packing.layout", "kernels", "_cpu"},
+    "quant": {"errors", "config", "packing.layout", "ops"},
+    "calibration": {"errors", "protocols", "config", "quant"},
+    "nn": {"errors", "config", "quant", "packing.layout", "ops"},
+    "packing.checkpoint": {"errors", "config", "nn", "packing.layout"},
+    "packing": {"packing.layout"},
+    "models": {"errors", "protocols", "config", "nn", "packing.layout", "packing.checkpoint"},
+    "quantize": {
+        "errors", "protocols", "config", "packing.layout", "packing.checkpoint", "quant",
+        "calibration", "nn", "ops", "models",
+    },
+    "evaluation": {"errors", "models"},
+    "assets": set(),
+    "bench": {"errors"},
+}  # fmt: skip
+# the top of the house may import every room below it
+TOP = {"cli", "ptq4adm"}
+
+
+def _room(parts: tuple[str, ...]) -> str:
+    """Room of a dotted path below ``ptq4adm``: the longest known prefix, or the first name."""
+    for length in (2, 1):
+        name = ".".join(parts[:length])
+        if len(parts) >= length and name in ALLOWED:
+            return name
+    return parts[0] if parts else "ptq4adm"
+
+
+def _sources() -> list[tuple[Path, tuple[str, ...]]]:
+    found = []
+    for base, prefix in ((ROOT / "ptq4adm", ()), (ROOT / "kernels", ("kernels",))):
+        for path in sorted(base.rglob("*.py")):
+            parts = prefix + path.relative_to(base).with_suffix("").parts
+            found.append((path, parts[:-1] if parts[-1] == "__init__" else parts))
+    return found
+
+
+def _imports(tree: ast.AST) -> list[tuple[int, tuple[str, ...]]]:
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import; write the full name"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            head, *rest = name.split(".")
+            if head == "ptq4adm":
+                found.append((node.lineno, tuple(rest)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "parts"), _sources(), ids=lambda v: v.name if isinstance(v, Path) else ""
+)
+def test_imports_go_one_way(path: Path, parts: tuple[str, ...]) -> None:
+    room = _room(parts)
+    for line, target in _imports(ast.parse(path.read_text())):
+        other = _room(target)
+        if room in TOP or room == other:
+            continue
+        assert room in ALLOWED, f"{path}: room {room!r} has no line in tests/test_layering.py"
+        if other == "ptq4adm":
+            # `from ptq4adm import __version__`: the root holds names only
+            continue
+        assert other in ALLOWED[room], f"{path}:{line}: {room} must not import {other}"
+
+
+def test_only_ops_imports_compiled_code() -> None:
+    users = {
+        _room(parts)
+        for path, parts in _sources()
+        for _, target in _imports(ast.parse(path.read_text()))
+        if _room(target) in {"kernels", "_cpu", "_C"}
+    }
+    assert users <= {"ops", "kernels"}
+
+
+def test_csrc_includes_no_torch_header() -> None:
+    sources = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"}]
+    assert sources
+    for path in sources:
+        text = path.read_text()
+        assert "torch/" not in text, f"{path} includes torch"
+        assert "ATen" not in text, f"{path} includes torch"
