@@ -31,6 +31,13 @@ SOURCES = (
     "csrc/cpu/quantize.cpp",
     "csrc/cpu/select.cpp",
 )
+HEADERS = (
+    "csrc/cpu/epilogue.h",
+    "csrc/cpu/kernels.h",
+    "csrc/cpu/matmul.h",
+    "csrc/cpu/parallel.h",
+    "csrc/cpu/quantize.h",
+)
 # ffp-contract: a fused multiply-add would make the float epilogue differ between instruction sets
 FLAGS = ["-std=c++17", "-O3", "-Wall", "-Wextra", "-ffp-contract=off", "-fvisibility=hidden"]
 FLAGS += ["-g0"]  # Python's own flags may ask for debug symbols: 4 MB instead of 0.3
@@ -136,8 +143,14 @@ class BuildExtension(build_ext):
 wanted = wanted_build()
 if wanted == "python":
     say("PTQ4ADM_BUILD=python: no compiled kernels; only the slow backend 'reference' will run")
-extensions = [Extension("ptq4adm._cpu", list(SOURCES), language="c++", optional=wanted == "auto")]
+extension = Extension(
+    "ptq4adm._cpu",
+    list(SOURCES),
+    depends=list(HEADERS),  # puts them into the source distribution
+    language="c++",
+    optional=wanted == "auto",
+)
 setup(
-    ext_modules=[] if wanted == "python" else extensions,
+    ext_modules=[] if wanted == "python" else [extension],
     cmdclass={"build_ext": BuildExtension},
 )

@@ -120,3 +120,14 @@ def make_tiny_pipeline(folder: Path, *, seed: int) -> None:
         index[name] = [type(part).__module__.split(".")[0], type(part).__name__]
     index |= {"_default_steps": 4, "_default_guidance_scale": 2.5}
     (folder / "model_index.json").write_text(json.dumps(index))
+
+
+@pytest.fixture(scope="session")
+def tiny_calibration(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """File of a calibration of `tiny_pipeline`: two prompts, four steps, four buckets."""
+    from ptq4adm.quantize import calibrate, load_pipeline
+
+    path = tmp_path_factory.mktemp("calibrations") / "tiny.safetensors"
+    pipe = load_pipeline(tiny_pipeline)
+    calibrate(pipe, ["a dog barks", "a bell rings"], steps=4, progress=False).save(path)
+    return path

@@ -62,7 +62,7 @@ def _edit_tensors(folder: Path, edit: Callable[[dict], None]) -> None:
 def test_unknown_layer_pattern(tiny_pipeline: Path, calibration: ptq4adm.Calibration) -> None:
     pipe = ptq4adm.load_pipeline(tiny_pipeline)
     config = ptq4adm.QuantConfig(overrides={"*.conv_shortcutt": "w8a8"})
-    with pytest.raises(errors.PatternError, match="conv_shortcutt.*closest are.*conv_shortcut'"):
+    with pytest.raises(errors.PatternError, match=r"conv_shortcutt.*closest are.*conv_shortcut'"):
         ptq4adm.quantize(pipe, config, calibration, progress=False)
     assert not is_quantized(pipe.unet)
 
@@ -96,7 +96,7 @@ def test_broken_calibration_file(
         ptq4adm.Calibration.load(tiny_pipeline / "unet" / WEIGHTS_FILE)
 
 
-def test_nan_weights(tiny_pipeline: Path, calibration: ptq4adm.Calibration) -> None:
+def test_nan_weights(tiny_pipeline: Path) -> None:
     pipe = ptq4adm.load_pipeline(tiny_pipeline)
     pipe.unet.mid_block.resnets[0].conv1.weight[3, 2, 1, 0] = float("nan")
     config = ptq4adm.QuantConfig(activation="dynamic")

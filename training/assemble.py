@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import nn
-from transformers import ClapTextModelWithProjection, RobertaTokenizerFast, SpeechT5HifiGan
-
 from loop import load_average
 from text import build_text_encoder, build_tokenizer
+from torch import nn
+from transformers import ClapTextModelWithProjection, RobertaTokenizerFast, SpeechT5HifiGan
 from unet import build_scheduler, build_unet
 from vae import build_vae
 from vocoder import build_vocoder
@@ -51,9 +50,10 @@ def assemble(work: Path, output: Path, guidance: float, steps: int) -> dict[str,
     partial.mkdir(parents=True)
     tokenizer, text_encoder = _load_text(work)
     tokenizer.save_pretrained(partial / "tokenizer")
+    autoencoder = "decoder" if (work / "decoder" / "model").exists() else "vae"
     parts: dict[str, nn.Module] = {
         "text_encoder": text_encoder,
-        "vae": _load_latest(work / "vae", AutoencoderKL, build_vae),
+        "vae": _load_latest(work / autoencoder, AutoencoderKL, build_vae),
         "unet": _load_latest(work / "unet", UNet2DConditionModel, build_unet),
         "vocoder": _load_latest(work / "vocoder", SpeechT5HifiGan, build_vocoder),
     }

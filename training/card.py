@@ -7,7 +7,10 @@ import numpy as np
 from safetensors import safe_open
 
 PARTS = {
-    "unet": ("UNet2DConditionModel", "denoiser on latents of 8 x 32 x 8, v-prediction, averaged weights"),
+    "unet": (
+        "UNet2DConditionModel",
+        "denoiser on latents of 8 x 32 x 8, v-prediction, averaged weights",
+    ),
     "vae": ("AutoencoderKL", "log-mel of 256 x 64 to latents and back, factor 8, 8 channels"),
     "text_encoder": ("ClapTextModelWithProjection", "prompt to a unit vector of 128 numbers"),
     "vocoder": ("SpeechT5HifiGan", "log-mel to a 16 kHz waveform"),
@@ -17,8 +20,9 @@ CURVE_POINTS = 8
 HEADER = """# audioldm-tiny
 
 A text-to-audio latent diffusion model of AudioLDM's architecture (Liu et al. 2023) at small size,
-made to have something real to quantize: {parameters:.1f} million parameters, {megabytes:.1f} MB in float16. A
-prompt gives {seconds} s of audio at 16 kHz. `diffusers.AudioLDMPipeline.from_pretrained` loads this folder.
+made to have something real to quantize: {parameters:.1f} million parameters, {megabytes:.1f} MB in
+float16. A prompt gives {seconds} s of audio at 16 kHz, and
+`diffusers.AudioLDMPipeline.from_pretrained` loads this folder.
 Defaults: {steps} DDIM steps, guidance scale {guidance}.
 
 ## Parts
@@ -46,7 +50,9 @@ LIMITS = """
 - It knows the ten classes above, roughly a dozen other sources, and mixtures of two; other prompts
   give whichever of these is nearest. Captions are English and come from one grammar.
 - Clips last 2.56 s. Pitch and tempo words steer loosely; speech babbles and says no words.
-- The vocoder was trained without a discriminator: noisy sounds are good, steady tones can sound rough.
+- The vocoder makes sinusoids at multiples of 100 Hz (one over its hop) and was trained without a
+  discriminator. Rhythm and colour are right; a steady tone between two multiples comes out as
+  both, so melodies are rough and not in tune.
 - Instruments come from one sound font and voices from one synthesiser, so variety is theirs.
 """
 
@@ -81,7 +87,7 @@ def _count_parameters(folder: Path) -> int:
     total = 0
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "np") as tensors:
-            total += sum(int(np.prod(tensors.get_slice(key).get_shape())) for key in tensors.keys())  # noqa: SIM118
+            total += sum(int(np.prod(tensors.get_slice(key).get_shape())) for key in tensors.keys())
     return total
 
 
@@ -102,15 +108,19 @@ def _read_curve(folder: Path) -> list[dict]:
 
 
 def _training_section(work: Path) -> str:
-    text = "\n## Training\n\n`python training/train.py` on two CPU cores; wall-clock minutes, measured.\n\n"
+    text = "\n## Training\n\n`python training/train.py` on two CPU cores shared with other work;"
+    text += " wall-clock minutes, measured.\n\n"
     text += "| part | minutes | steps | loss, from start to end |\n| --- | --- | --- | --- |\n"
-    for name in ("text", "vae", "unet", "vocoder"):
+    for name in ("text", "vae", "decoder", "unet", "vocoder"):
         curve = _read_curve(work / name)
         if curve:
-            points = [curve[i] for i in np.unique(np.linspace(0, len(curve) - 1, CURVE_POINTS).astype(int))]
+            points = [
+                curve[i]
+                for i in np.unique(np.linspace(0, len(curve) - 1, CURVE_POINTS).astype(int))
+            ]
             losses = ", ".join(f"{row['loss']:.3g}" for row in points)
             text += f"| {name} | {curve[-1]['minutes']:.0f} | {curve[-1]['step']} | {losses} |\n"
-    for name in ("text", "vae"):
+    for name in ("text", "vae", "decoder"):
         report = work / name / "report.json"
         if report.exists():
             numbers = json.loads(report.read_text(encoding="utf-8"))
@@ -124,23 +134,31 @@ def _evaluation_section(folder: Path) -> str:
         return "\n## Evaluation\n\nNot evaluated yet: run `python training/evaluate.py`.\n"
     report = json.loads(path.read_text(encoding="utf-8"))
     text = (
-        "\n## Evaluation\n\nA nearest-centroid classifier of log-mel statistics, fitted on the real training clips, judges"
+        "\n## Evaluation\n\nA nearest-centroid classifier of log-mel statistics, fitted on the real"
+        " training clips, judges"
         f" {report['generated']['clips']} clips generated from prompts absent from training"
-        f" ({report['steps']} steps, guidance {report['guidance']}).\n\n{evaluation_table(report)}\n"
+        f" ({report['steps']} steps, guidance {report['guidance']})."
+        f"\n\n{evaluation_table(report)}\n"
     )
     sweep = folder / "sweep.json"
     if sweep.exists():
         text += "\nGuidance and steps were chosen on captions of the validation split:\n\n"
-        text += "| guidance | steps | right class | mean spread ratio |\n| --- | --- | --- | --- |\n"
+        text += (
+            "| guidance | steps | right class | mean spread ratio |\n| --- | --- | --- | --- |\n"
+        )
         for row in json.loads(sweep.read_text(encoding="utf-8")):
-            text += f"| {row['guidance']} | {row['steps']} | {100 * row['accuracy']:.1f} % | {row['spread_ratio']:.2f} |\n"
+            text += f"| {row['guidance']} | {row['steps']} | {100 * row['accuracy']:.1f} % |"
+            text += f" {row['spread_ratio']:.2f} |\n"
     return text
 
 
 def evaluation_table(report: dict) -> str:
     """The numbers of `training/evaluate.py` as Markdown tables."""
     names, generated = report["classes"], report["generated"]
-    lines = ["| | clips | right class | mean spread, relative to real |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| | clips | right class | mean spread, relative to real |",
+        "| --- | --- | --- | --- |",
+    ]
     real = report["real_test"]["spread"]
     titles = {
         "real_test": "real test clips",
@@ -151,7 +169,9 @@ def evaluation_table(report: dict) -> str:
     for key, title in titles.items():
         part = report[key]
         ratio = np.mean([part["spread"][name] / real[name] for name in names])
-        lines.append(f"| {title} | {part['clips']} | {100 * part['accuracy']:.1f} % | {ratio:.2f} |")
+        lines.append(
+            f"| {title} | {part['clips']} | {100 * part['accuracy']:.1f} % | {ratio:.2f} |"
+        )
     lines += ["", "Rows are the prompt's class, columns the class found in the generated clip.", ""]
     lines.append("| | " + " | ".join(names) + " | spread ratio |")
     lines.append("| --- |" + " --- |" * (len(names) + 1))

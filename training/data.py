@@ -52,11 +52,20 @@ def load_clips(corpus: Path) -> Clips:
     """
     corpus = Path(corpus)
     audio = np.load(corpus / "audio.npy", mmap_mode="r")
-    with open(corpus / "clips.jsonl", encoding="utf-8") as lines:
-        clips = sorted((json.loads(line) for line in lines if line.strip()), key=lambda clip: clip["index"])
+    with (corpus / "clips.jsonl").open(encoding="utf-8") as lines:
+        clips = sorted(
+            (json.loads(line) for line in lines if line.strip()), key=lambda clip: clip["index"]
+        )
     if len(clips) != len(audio):
-        raise ValueError(f"{corpus}: {len(clips)} clips in clips.jsonl but {len(audio)} in audio.npy")
-    return Clips(audio, [c["split"] for c in clips], [c["class"] or "" for c in clips], [c["captions"] for c in clips])
+        raise ValueError(
+            f"{corpus}: {len(clips)} clips in clips.jsonl but {len(audio)} in audio.npy"
+        )
+    return Clips(
+        audio,
+        [c["split"] for c in clips],
+        [c["class"] or "" for c in clips],
+        [c["captions"] for c in clips],
+    )
 
 
 def waveforms(audio: np.ndarray) -> torch.Tensor:
@@ -96,13 +105,23 @@ def write_fake_corpus(corpus: Path, clips: int = 400, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     seconds = np.arange(CLIP_SAMPLES) / 16000.0
     audio = np.empty((clips, CLIP_SAMPLES), dtype=np.int16)
-    with open(corpus / "clips.jsonl", "w", encoding="utf-8") as manifest:
+    with (corpus / "clips.jsonl").open("w", encoding="utf-8") as manifest:
         for i in range(clips):
             kind = i % 10
             wave = np.sin(2 * np.pi * (200 + 150 * kind) * seconds * rng.uniform(0.9, 1.1))
-            wave = wave * np.exp(-seconds * rng.uniform(0, 3)) + rng.normal(0, 0.01 * (1 + kind), CLIP_SAMPLES)
+            wave = wave * np.exp(-seconds * rng.uniform(0, 3)) + rng.normal(
+                0, 0.01 * (1 + kind), CLIP_SAMPLES
+            )
             audio[i] = (wave / np.abs(wave).max() * rng.uniform(3000, 30000)).astype(np.int16)
-            captions = [f"a tone of kind {kind}", f"kind {kind}, {'short' if i % 3 else 'long'} tone"]
-            row = {"index": i, "split": "test" if i % 8 == 7 else "train", "class": f"kind{kind}", "captions": captions}
+            captions = [
+                f"a tone of kind {kind}",
+                f"kind {kind}, {'short' if i % 3 else 'long'} tone",
+            ]
+            row = {
+                "index": i,
+                "split": "test" if i % 8 == 7 else "train",
+                "class": f"kind{kind}",
+                "captions": captions,
+            }
             manifest.write(json.dumps(row) + "\n")
     np.save(corpus / "audio.npy", audio)

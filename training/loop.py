@@ -56,10 +56,15 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         parameters = [p for p in model.parameters() if p.requires_grad]
         groups = [
-            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": budget.weight_decay},
+            {
+                "params": [p for p in parameters if p.dim() >= 2],
+                "weight_decay": budget.weight_decay,
+            },
             {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=budget.learning_rate, betas=(0.9, 0.99), fused=True)
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=budget.learning_rate, betas=(0.9, 0.99), fused=True
+        )
         self.average = [p.detach().clone() for p in parameters] if budget.ema_decay else []
         self.parameters = parameters
         self.step, self.spent_s = 0, 0.0
@@ -70,11 +75,11 @@ class Trainer:
         """Share of the budget that is spent, in [0, 1]."""
         return min(1.0, self.spent_s / (60.0 * self.budget.minutes))
 
-    def run(self, compute_losses: Callable[[int], Losses]) -> None:
+    def run(self, compute_losses: Callable[[], Losses]) -> None:
         """Train until the budget is spent.
 
         Args:
-            compute_losses: step number to named losses; the entry "loss" is minimised.
+            compute_losses: gives named losses of a fresh batch; the entry "loss" is minimised.
         """
         last_save = last_log = time.monotonic()
         sums: dict[str, float] = {}
@@ -83,7 +88,7 @@ class Trainer:
             start = time.monotonic()
             for group in self.optimizer.param_groups:
                 group["lr"] = self._learning_rate()
-            losses = compute_losses(self.step)
+            losses = compute_losses()
             self.optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.budget.grad_clip)
@@ -137,7 +142,11 @@ class Trainer:
 
     def _learning_rate(self) -> float:
         warmup = min(1.0, (self.step + 1) / self.budget.warmup_steps)
-        return self.budget.learning_rate * warmup * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * self.progress)))
+        return (
+            self.budget.learning_rate
+            * warmup
+            * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * self.progress)))
+        )
 
     def _update_average(self) -> None:
         if not self.average:
@@ -147,9 +156,13 @@ class Trainer:
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1.0 - decay)
 
     def _log(self, means: dict[str, float]) -> None:
-        row = {"step": self.step, "minutes": round(self.spent_s / 60, 2), "lr": self._learning_rate()}
+        row = {
+            "step": self.step,
+            "minutes": round(self.spent_s / 60, 2),
+            "lr": self._learning_rate(),
+        }
         row.update({name: round(value, 5) for name, value in means.items()})
-        with open(self.folder / "curve.jsonl", "a", encoding="utf-8") as curve:
+        with (self.folder / "curve.jsonl").open("a", encoding="utf-8") as curve:
             curve.write(json.dumps(row) + "\n")
         print(f"{self.folder.name} {json.dumps(row)}", flush=True)
 
@@ -171,4 +184,6 @@ def load_average(folder: Path, model: nn.Module) -> int:
 
 def forward_dtype(device: str, wanted: bool = True) -> torch.autocast:
     """Autocast to bfloat16 where it is wanted."""
-    return torch.autocast("cuda" if device.startswith("cuda") else "cpu", dtype=torch.bfloat16, enabled=wanted)
+    return torch.autocast(
+        "cuda" if device.startswith("cuda") else "cpu", dtype=torch.bfloat16, enabled=wanted
+    )

@@ -4,19 +4,19 @@ The encoder is trained with an audio encoder on the log-mels (symmetric contrast
 and a classifier of the sound class that both share. The audio encoder is not shipped.
 """
 
+import itertools
 import json
 import random
 from pathlib import Path
 
 import numpy as np
 import torch
+from data import Clips, mel_statistics
+from loop import Budget, Trainer
 from tokenizers import ByteLevelBPETokenizer
 from torch import nn
 from torch.nn import functional
 from transformers import ClapTextConfig, ClapTextModelWithProjection, RobertaTokenizerFast
-
-from data import Clips, mel_statistics
-from loop import Budget, Trainer
 
 EMBED_DIM = 128
 MAX_TOKENS = 64
@@ -28,7 +28,9 @@ def build_tokenizer(captions: list[str], vocab_size: int = 1000) -> RobertaToken
     """A byte-level BPE tokenizer of the captions; any text has tokens."""
     bpe = ByteLevelBPETokenizer()
     cased = captions + [c[:1].upper() + c[1:] for c in captions[::4]]
-    bpe.train_from_iterator(cased, vocab_size=vocab_size, min_frequency=2, special_tokens=SPECIAL_TOKENS)
+    bpe.train_from_iterator(
+        cased, vocab_size=vocab_size, min_frequency=2, special_tokens=SPECIAL_TOKENS
+    )
     vocab = bpe.get_vocab()
     merges = [tuple(pair) for pair in _merges(bpe)]
     return RobertaTokenizerFast(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
@@ -68,8 +70,10 @@ class AudioEncoder(nn.Module):
         self.mean, self.scale = mean, scale
         widths = (1, 24, 48, 96, 128)
         self.layers = nn.ModuleList(
-            nn.Conv2d(a, b, 5 if a == 1 else 3, stride=(4, 2) if a == 1 else 2, padding=2 if a == 1 else 1)
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv2d(
+                a, b, 5 if a == 1 else 3, stride=(4, 2) if a == 1 else 2, padding=2 if a == 1 else 1
+            )
+            for a, b in itertools.pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(8, width) for width in widths[1:])
         self.out = nn.Sequential(nn.Linear(128 * 4 * 2, 256), nn.SiLU(), nn.Linear(256, EMBED_DIM))
@@ -100,12 +104,20 @@ def embed(
     rows = []
     with torch.no_grad():
         for start in range(0, len(texts), 256):
-            rows.append(functional.normalize(_encode(encoder, tokenizer, texts[start : start + 256]), dim=-1).float())
+            rows.append(
+                functional.normalize(
+                    _encode(encoder, tokenizer, texts[start : start + 256]), dim=-1
+                ).float()
+            )
     return torch.cat(rows).cpu()
 
 
-def _encode(encoder: ClapTextModelWithProjection, tokenizer: RobertaTokenizerFast, texts: list[str]) -> torch.Tensor:
-    tokens = tokenizer(texts, padding=True, max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+def _encode(
+    encoder: ClapTextModelWithProjection, tokenizer: RobertaTokenizerFast, texts: list[str]
+) -> torch.Tensor:
+    tokens = tokenizer(
+        texts, padding=True, max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+    )
     tokens = tokens.to(encoder.device)
     return encoder(tokens.input_ids, attention_mask=tokens.attention_mask).text_embeds
 
@@ -125,7 +137,9 @@ def vary(caption: str, rng: random.Random) -> str:
     return caption
 
 
-def train_text(clips: Clips, mels: np.ndarray, folder: Path, minutes: float, device: str, batch: int = 128) -> None:
+def train_text(
+    clips: Clips, mels: np.ndarray, folder: Path, minutes: float, device: str, batch: int = 128
+) -> None:
     """Train tokenizer and text encoder; save them under ``folder``.
 
     Args:
@@ -141,12 +155,16 @@ def train_text(clips: Clips, mels: np.ndarray, folder: Path, minutes: float, dev
     tokenizer.save_pretrained(folder / "tokenizer")
     mean, scale = mel_statistics(mels[rows])
     text = build_text_encoder(len(tokenizer))
-    model = Clap(text, AudioEncoder(float(mean.mean()), float(scale.mean())), len(clips.class_names)).to(device)
+    model = Clap(
+        text, AudioEncoder(float(mean.mean()), float(scale.mean())), len(clips.class_names)
+    ).to(device)
     trainer = Trainer(model, Budget(minutes, 1e-3, ema_decay=0.99), folder, device)
     rng = random.Random(trainer.step)
-    labels = np.array([clips.class_names.index(name) if name else NO_CLASS for name in clips.classes])
+    labels = np.array(
+        [clips.class_names.index(name) if name else NO_CLASS for name in clips.classes]
+    )
 
-    def compute_losses(step: int) -> dict[str, torch.Tensor]:
+    def compute_losses() -> dict[str, torch.Tensor]:
         picked = np.array(rng.sample(list(rows), min(batch, len(rows))))
         texts = [vary(rng.choice(clips.captions[row]), rng) for row in picked]
         mel = torch.from_numpy(mels[picked].astype(np.float32)).to(device)
@@ -156,20 +174,30 @@ def train_text(clips: Clips, mels: np.ndarray, folder: Path, minutes: float, dev
         audio_e = functional.normalize(model.audio(mel), dim=-1)
         logits = model.log_scale.clamp(max=4.0).exp() * texts_e @ audio_e.T
         order = torch.arange(len(picked), device=device)
-        contrast = 0.5 * (functional.cross_entropy(logits, order) + functional.cross_entropy(logits.T, order))
+        contrast = 0.5 * (
+            functional.cross_entropy(logits, order) + functional.cross_entropy(logits.T, order)
+        )
         heads = model.head(10.0 * torch.cat([texts_e, audio_e]))
         classify = functional.cross_entropy(heads, torch.cat([label, label]), ignore_index=NO_CLASS)
         neutral = -functional.log_softmax(model.head(10.0 * empty), dim=-1).mean()
         apart = (functional.relu(texts_e @ empty.T) ** 2).mean()
         loss = contrast + 0.5 * classify + 0.1 * neutral + apart
-        return {"loss": loss, "contrast": contrast, "classify": classify, "neutral": neutral, "apart": apart}
+        return {
+            "loss": loss,
+            "contrast": contrast,
+            "classify": classify,
+            "neutral": neutral,
+            "apart": apart,
+        }
 
     trainer.run(compute_losses)
     trainer.copy_average()
     text.eval().to("cpu").save_pretrained(folder / "model")
 
 
-def nearest_class_accuracy(folder: Path, clips: Clips, prompts: list[tuple[str, str]]) -> dict[str, float]:
+def nearest_class_accuracy(
+    folder: Path, clips: Clips, prompts: list[tuple[str, str]]
+) -> dict[str, float]:
     """How often a prompt lies nearest to the embedding centroid of its own class.
 
     Args:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-
 from loop import Budget, Trainer, forward_dtype
 from text import EMBED_DIM
 
@@ -32,7 +31,9 @@ def build_unet() -> UNet2DConditionModel:
         class_embeddings_concat=True,
         norm_num_groups=32,
     )
-    with torch.no_grad():  # unit-length embeddings have elements near 0.09; start them as loud as the time embedding
+    with (
+        torch.no_grad()
+    ):  # unit-length embeddings have elements near 0.09; start them as loud as the time embedding
         unet.class_embedding.weight *= 6.0
     return unet
 
@@ -99,11 +100,13 @@ def train_unet(
     """
     means, scales = moments
     unet = build_unet().to(device).to(memory_format=torch.channels_last)
-    trainer = Trainer(unet, Budget(minutes, 1e-3, warmup_steps=200, ema_decay=0.999), folder, device)
+    trainer = Trainer(
+        unet, Budget(minutes, 1e-3, warmup_steps=200, ema_decay=0.999), folder, device
+    )
     generator = torch.Generator().manual_seed(trainer.step)
     alphas = build_scheduler().alphas_cumprod
 
-    def compute_losses(step: int) -> dict[str, torch.Tensor]:
+    def compute_losses() -> dict[str, torch.Tensor]:
         clips = torch.randint(len(means), (batch,), generator=generator)
         noise_post = torch.randn((batch, *means.shape[1:]), generator=generator)
         clean = means[clips].float() + scales[clips].float() * noise_post
@@ -111,7 +114,10 @@ def train_unet(
         # one draw in each of B equal intervals: less variance than B free draws
         uniform = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
         timesteps = (uniform * 1000).long().clamp(max=999)
-        signal, sigma = alphas[timesteps].sqrt()[:, None, None, None], (1 - alphas[timesteps]).sqrt()[:, None, None, None]
+        signal, sigma = (
+            alphas[timesteps].sqrt()[:, None, None, None],
+            (1 - alphas[timesteps]).sqrt()[:, None, None, None],
+        )
         noisy, target = signal * clean + sigma * noise, signal * noise - sigma * clean
         snr = alphas[timesteps] / (1 - alphas[timesteps])
         weights = snr.clamp(max=SNR_GAMMA) / (snr + 1.0)
@@ -125,4 +131,6 @@ def train_unet(
 
     trainer.run(compute_losses)
     trainer.copy_average()
-    unet.eval().to("cpu").to(memory_format=torch.contiguous_format).save_pretrained(folder / "model")
+    unet.eval().to("cpu").to(memory_format=torch.contiguous_format).save_pretrained(
+        folder / "model"
+    )

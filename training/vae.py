@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
-from torch.nn import functional
-
 from data import CLIP_FRAMES
+from diffusers import AutoencoderKL
 from loop import Budget, Trainer, forward_dtype
+from torch.nn import functional
 
 KL_WEIGHT = 5e-4  # a nat a latent element, beside a mean reconstruction loss of about 0.2
 WHOLE_CLIPS_FROM = 0.6  # share of the budget spent on half clips first: twice the steps
@@ -64,7 +63,20 @@ def standardise_latents(vae: AutoencoderKL, mean: torch.Tensor, scale: torch.Ten
         after.weight *= scale[None, :, None, None]
 
 
-def train_vae(mels: np.ndarray, folder: Path, minutes: float, device: str, batch: int = 8, half: bool = True) -> None:
+def reconstruction_losses(
+    decoded: torch.Tensor, target: torch.Tensor, scale: float
+) -> dict[str, torch.Tensor]:
+    """Absolute, squared and gradient errors of log-mels, in units of their deviation."""
+    error = (decoded - target) / scale
+    absolute, square = error.abs().mean(), error.square().mean()
+    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    loss = absolute + 0.5 * square + 0.25 * edges
+    return {"loss": loss, "l1": absolute, "l2": square, "edges": edges}
+
+
+def train_vae(
+    mels: np.ndarray, folder: Path, minutes: float, device: str, batch: int = 8, half: bool = True
+) -> None:
     """Train the autoencoder and save it to ``folder`` with standardised latents.
 
     Args:
@@ -81,36 +93,82 @@ def train_vae(mels: np.ndarray, folder: Path, minutes: float, device: str, batch
     trainer = Trainer(vae, Budget(minutes, 2e-3, ema_decay=0.995), folder, device)
     rng = np.random.default_rng(trainer.step)
 
-    def compute_losses(step: int) -> dict[str, torch.Tensor]:
+    def compute_losses() -> dict[str, torch.Tensor]:
         rows = rng.integers(0, len(mels), batch)
         frames = CLIP_FRAMES if trainer.progress > WHOLE_CLIPS_FROM else CLIP_FRAMES // 2
         begin = 8 * int(rng.integers(0, (CLIP_FRAMES - frames) // 8 + 1))
-        target = torch.from_numpy(mels[rows, begin : begin + frames].astype(np.float32))[:, None].to(device)
+        cut = mels[rows, begin : begin + frames].astype(np.float32)
+        target = torch.from_numpy(cut)[:, None].to(device)
         with forward_dtype(device, half):
             posterior = vae.encode(target).latent_dist
             decoded = vae.decode(posterior.sample()).sample
-        error = (decoded.float() - target) / scale
-        absolute, square = error.abs().mean(), error.square().mean()
-        edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1.0 - posterior.logvar.float()).mean()
-        loss = absolute + 0.5 * square + 0.25 * edges + KL_WEIGHT * kl
-        return {"loss": loss, "l1": absolute, "l2": square, "edges": edges, "kl": kl}
+        losses = reconstruction_losses(decoded.float(), target, scale)
+        mean, var, logvar = (x.float() for x in (posterior.mean, posterior.var, posterior.logvar))
+        losses["kl"] = 0.5 * (mean**2 + var - 1.0 - logvar).mean()
+        losses["loss"] = losses["loss"] + KL_WEIGHT * losses["kl"]
+        return losses
 
     trainer.run(compute_losses)
     trainer.copy_average()
     vae.eval()
-    means, scales = (part.float() for part in encode_moments(vae, mels[:: max(1, len(mels) // 1000)], device))
+    means, scales = (
+        part.float() for part in encode_moments(vae, mels[:: max(1, len(mels) // 1000)], device)
+    )
     spread = torch.sqrt(means.var((0, 2, 3)) + scales.square().mean((0, 2, 3)))
     standardise_latents(vae, means.mean((0, 2, 3)).to(device), spread.to(device))
     vae.to("cpu").save_pretrained(folder / "model")
 
 
-def encode_moments(vae: AutoencoderKL, mels: np.ndarray, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def train_decoder(
+    vae: AutoencoderKL,
+    moments: tuple[torch.Tensor, torch.Tensor],
+    mels: np.ndarray,
+    trainer: Trainer,
+) -> None:
+    """Go on training the decoder alone: the latents stay what the UNet is trained on.
+
+    Args:
+        vae: of a finished `train_vae`; its decoder is changed in place.
+        moments: mean and standard deviation of the latents, float16 [clips, 8, 32, 8] both.
+        mels: float16 [clips, 256, 64] of the same clips.
+        trainer: of ``vae``, with its encoder frozen.
+    """
+    rng = np.random.default_rng(trainer.step)
+    scale = float(mels[:: max(1, len(mels) // 500)].astype(np.float32).std())
+    means, scales = moments
+    batch = 8
+
+    def compute_losses() -> dict[str, torch.Tensor]:
+        rows = rng.integers(0, len(mels), batch)
+        target = torch.from_numpy(mels[rows].astype(np.float32))[:, None].to(trainer.device)
+        mean, deviation = means[rows].float(), scales[rows].float()
+        latents = (mean + deviation * torch.randn(mean.shape)).to(trainer.device)
+        with forward_dtype(trainer.device):
+            decoded = vae.decode(latents).sample
+        return reconstruction_losses(decoded.float(), target, scale)
+
+    trainer.run(compute_losses)
+    trainer.copy_average()
+    vae.eval().to("cpu").save_pretrained(trainer.folder / "model")
+
+
+def freeze_encoder(vae: AutoencoderKL) -> AutoencoderKL:
+    """Leave only decoder and its 1x1 convolution to train."""
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    return vae
+
+
+def encode_moments(
+    vae: AutoencoderKL, mels: np.ndarray, device: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of the latents of every clip, float16 [clips, 8, 32, 8] both."""
     means, scales = [], []
     with torch.no_grad(), forward_dtype(device, device != "cpu"):
         for start in range(0, len(mels), 16):
-            batch = torch.from_numpy(mels[start : start + 16].astype(np.float32))[:, None].to(device)
+            batch = torch.from_numpy(mels[start : start + 16].astype(np.float32))[:, None].to(
+                device
+            )
             posterior = vae.encode(batch).latent_dist
             means.append(posterior.mean.half().cpu())
             scales.append(posterior.std.half().cpu())

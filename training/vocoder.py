@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
-
-from ptq4adm.evaluation.mel import log_mel
 from data import mel_statistics, waveforms
 from loop import Budget, Trainer, forward_dtype
+from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 from vocoder_init import init_sinusoids
+
+from ptq4adm.evaluation.mel import log_mel
 
 SEGMENT_FRAMES = 50
 HALF_UNTIL = 0.7
@@ -19,7 +19,9 @@ AUDIBLE = 6.0  # natural-log units below the loudest bin, 52 dB
 BANK_FROM = 0.6  # share of the budget after which the sinusoid bank itself is trained too
 
 
-def build_vocoder(mean: np.ndarray | None = None, scale: np.ndarray | None = None) -> SpeechT5HifiGan:
+def build_vocoder(
+    mean: np.ndarray | None = None, scale: np.ndarray | None = None
+) -> SpeechT5HifiGan:
     """A small HiFi-GAN generator that normalises its input by the corpus statistics.
 
     Args:
@@ -70,7 +72,13 @@ def transient_loss(estimate: torch.Tensor, target: torch.Tensor) -> torch.Tensor
 
 
 def train_vocoder(
-    audio: np.ndarray, mels: np.ndarray, folder: Path, minutes: float, device: str, batch: int = 8, half: bool = True
+    audio: np.ndarray,
+    mels: np.ndarray,
+    folder: Path,
+    minutes: float,
+    device: str,
+    batch: int = 8,
+    half: bool = True,
 ) -> None:
     """Train the vocoder on random half-second segments and save it to ``folder``.
 
@@ -85,13 +93,18 @@ def train_vocoder(
             stay float32). bfloat16 alone leaves rounding noise in the quiet bands.
     """
     vocoder = build_vocoder(*mel_statistics(mels)).to(device)
-    trainer = Trainer(vocoder, Budget(minutes, 5e-4, weight_decay=1e-4, ema_decay=0.995, grad_clip=5.0), folder, device)
+    trainer = Trainer(
+        vocoder,
+        Budget(minutes, 5e-4, weight_decay=1e-4, ema_decay=0.995, grad_clip=5.0),
+        folder,
+        device,
+    )
     rng = np.random.default_rng(trainer.step)
     loud = np.flatnonzero(mels.astype(np.float32).max((1, 2)) > -6.0)
 
     bank = [*vocoder.upsampler[1:].parameters(), *vocoder.conv_post.parameters()]
 
-    def compute_losses(step: int) -> dict[str, torch.Tensor]:
+    def compute_losses() -> dict[str, torch.Tensor]:
         for parameter in bank:
             parameter.requires_grad_(trainer.progress > BANK_FROM)
         rows = loud[rng.integers(0, len(loud), batch)]
@@ -109,7 +122,12 @@ def train_vocoder(
         mel_error = (log_mel(estimate)[:, inner] - wanted).abs()
         weighted = (weights * mel_error).sum() / weights.sum()
         transient = transient_loss(estimate, target)
-        return {"loss": weighted + transient, "weighted": weighted, "transient": transient, "mel": mel_error.mean()}
+        return {
+            "loss": weighted + transient,
+            "weighted": weighted,
+            "transient": transient,
+            "mel": mel_error.mean(),
+        }
 
     trainer.run(compute_losses)
     trainer.copy_average()

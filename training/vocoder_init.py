@@ -7,8 +7,9 @@ it can hold is multiples of 100 Hz (one over the hop). The start given here is t
             -> its in-phase and quadrature parts in one of 16 bands         2 kHz rate
             -> the bands, each around its own carrier                      16 kHz rate
 
-Rectifiers lie between the stages; a signed signal x passes them as the pair (x, -x). Training from
-here took a tenth of the steps that random weights had used up while they still made no tone at all.
+Rectifiers lie between the stages; a signed signal x passes them as the pair (x, -x). Before any
+training a classifier of the ten sounds names 82 % of the clips that went through this start, and
+52 % after 1,400 steps from random weights.
 """
 
 import math
@@ -22,7 +23,9 @@ from ptq4adm.evaluation.mel import mel_filters
 KNOTS = (-8.0, -4.5, -2.0, 0.0, 2.0)  # log magnitudes where the pieces of exp meet; the last closes
 PARTIALS = 80  # multiples of 100 Hz
 BANDS = 16
-PEAK = 512.0  # sum over FFT bins of the magnitudes of a sinusoid of amplitude 1 under the Hann window
+PEAK = (
+    512.0  # sum over FFT bins of the magnitudes of a sinusoid of amplitude 1 under the Hann window
+)
 AMPLITUDE_UNIT = 0.1  # amplitudes are carried in this unit, so that weights are near 1
 
 
@@ -40,7 +43,9 @@ def init_sinusoids(vocoder: SpeechT5HifiGan, seed: int = 0) -> None:
                 weight.zero_()
             else:
                 fan_in = weight[0].numel() if "upsampler" not in name else weight.shape[0]
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.01 / math.sqrt(fan_in))
+                weight.copy_(
+                    torch.randn(weight.shape, generator=generator) * 0.01 / math.sqrt(fan_in)
+                )
         _init_hinges(vocoder)
         _init_amplitudes(vocoder)
         _init_partials(vocoder, generator)
@@ -63,7 +68,9 @@ def _init_amplitudes(vocoder: SpeechT5HifiGan) -> None:
     bends = np.diff(np.concatenate([[0.0], slopes]))  # change of slope at each knot
     bins = np.arange(513) * 15.625
     filters = mel_filters().numpy()
-    response = np.stack([np.interp(100.0 * (c + 1), bins, column) for column in filters.T for c in range(PARTIALS)])
+    response = np.stack(
+        [np.interp(100.0 * (c + 1), bins, column) for column in filters.T for c in range(PARTIALS)]
+    )
     response = response.reshape(64, PARTIALS)  # of each mel bin to each partial
     total = response.sum(1)
     total = np.maximum(total, 0.5 * np.median(filters.max(0)) * 0.5)

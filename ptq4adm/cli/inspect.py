@@ -33,9 +33,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     folder = model_folder(args.model)
     result = inspect_folder(folder)
-    if not args.layers and args.json:
+    text = _format(result, with_layers=args.layers)
+    if not args.layers:
         result["unet"].pop("layers", None)
-    print_result(args, result, _format(result, with_layers=args.layers))
+    print_result(args, result, text)
     return 0
 
 
@@ -142,7 +143,7 @@ def _format(result: dict[str, Any], *, with_layers: bool) -> str:
     schemes = ", ".join(f"{count} {scheme}" for scheme, count in sorted(unet["schemes"].items()))
     saving = 100.0 * (1.0 - unet["bytes_resident"] / unet["bytes_float16"])
     lines += [
-        f"UNet: format version {unet['format_version']}, {len(unet['layers'])} layers: {schemes}",
+        f"UNet: format version {unet['format_version']}, {sum(unet['schemes'].values())} layers: {schemes}",
         f"  {unet['parameters'] / 1e6:.2f} M parameters: {unet['bytes_float32'] / _MB:.2f} MB in "
         f"float32, {unet['bytes_float16'] / _MB:.2f} MB in float16, "
         f"{unet['bytes_resident'] / _MB:.2f} MB as stored ({saving:.1f} % less than float16)",

@@ -22,7 +22,9 @@ def _hz_to_mel(hz: np.ndarray) -> np.ndarray:
 
 def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
     """Inverse of `_hz_to_mel`."""
-    return np.where(mel < 15.0, mel * 200.0 / 3.0, 1000.0 * np.exp((mel - 15.0) * np.log(6.4) / 27.0))
+    return np.where(
+        mel < 15.0, mel * 200.0 / 3.0, 1000.0 * np.exp((mel - 15.0) * np.log(6.4) / 27.0)
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -51,7 +53,9 @@ def log_mel(waveform: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"waveform must be [batch, samples], got shape {tuple(waveform.shape)}")
     pad = (N_FFT - HOP) // 2
     if waveform.shape[1] <= pad:
-        raise ValueError(f"waveform has {waveform.shape[1]} samples; reflect padding needs more than {pad}")
+        raise ValueError(
+            f"waveform has {waveform.shape[1]} samples; reflect padding needs more than {pad}"
+        )
     padded = torch.nn.functional.pad(waveform.float()[:, None], (pad, pad), mode="reflect")[:, 0]
     window = torch.hann_window(N_FFT, device=padded.device)
     spectrum = torch.stft(padded, N_FFT, HOP, N_FFT, window, center=False, return_complex=True)

@@ -46,12 +46,12 @@ def unavailable_reason() -> str | None:
 
 def default_isa() -> str:
     """Return the instruction set that this processor runs: ``avx2`` or ``scalar``."""
-    return str(_cpu.best_isa())
+    return _cpu.best_isa()
 
 
 def threading() -> str:
     """Return what the compiled module spreads its work with: ``OpenMP`` or ``std::thread``."""
-    return str(_cpu.threading())
+    return _cpu.threading()
 
 
 def linear(call: Matmul, isa: str = "auto") -> Tensor:
@@ -172,7 +172,7 @@ def _run(call: Matmul, geometry: Conv2dGeometry, out: tuple[Tensor, ...], isa: s
         isa=isa,
         threads=torch.get_num_threads(),
     )
-    return bool(is_finite)
+    return is_finite
 
 
 @lru_cache(maxsize=4096)
@@ -181,7 +181,7 @@ def _shape_object(
     size: tuple[int, int, int],
     channels: tuple[int, int],
     out_channels: int,
-) -> object:
+) -> _cpu.Conv2dShape:
     """Build the kernel's description of a shape once; a model has a few dozen."""
     return _cpu.Conv2dShape(
         size=size,

@@ -68,11 +68,12 @@ OPERATORS = (
 
 def pop_geometry(keywords: dict[str, Any]) -> Conv2dGeometry:
     """Take the geometry out of a convolution's keyword arguments."""
-    names = [
-        n for n in ("kernel_size", "stride", "padding", "dilation", "upsample") if n in keywords
-    ]
-    values = {name: keywords.pop(name) for name in names}
-    return Conv2dGeometry(**{n: None if v is None else tuple(v) for n, v in values.items()})
+    geometry: dict[str, Any] = {}
+    for name in Conv2dGeometry.__dataclass_fields__:
+        if name in keywords:
+            pair = keywords.pop(name)
+            geometry[name] = None if pair is None else tuple(pair)
+    return Conv2dGeometry(**geometry)
 
 
 def scale_shape(x: Tensor, x_scale: Tensor | None, granularity: str) -> tuple[int, ...]:

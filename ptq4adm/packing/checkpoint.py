@@ -32,6 +32,7 @@ from ptq4adm.errors import (
     MissingComponentError,
     OutputError,
     TruncatedCheckpointError,
+    UnknownBackendError,
 )
 from ptq4adm.nn import StepIndex, StorageLayer, attach_step_hook, find_step
 from ptq4adm.nn.replace import empty_layer, replace_layers, scheme_of
@@ -185,7 +186,8 @@ def load_denoiser(
         _replace_with_empty(denoiser, described, backend, device)
         state = QuantState(QuantConfig.from_dict(described["config"]), described.get("calibration"))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, CheckpointError):
+        # the backend is the caller's word, not the file's
+        if isinstance(error, (CheckpointError, UnknownBackendError)):
             raise
         raise CheckpointError(
             f"{folder / CONFIG_FILE}: broken quantization_config ({error!r})"

@@ -143,7 +143,7 @@ class TestRefusals:
         layer = nn.Linear(64, 4)
         with pytest.raises(ConfigError, match="step"):
             W4A8Linear.from_float(layer, x_scale=torch.ones(1, 10))
-        with pytest.raises(ShapeError, match="needs .segments, buckets. with 2"):
+        with pytest.raises(ShapeError, match=r"needs \[segments, buckets\] with 2"):
             W4A8Linear.from_float(layer, x_scale=torch.ones(1, 1), segments=(32, 32))
         with pytest.raises(ShapeError, match="not positive"):
             W4A8Linear.from_float(layer, x_scale=torch.zeros(1, 1))

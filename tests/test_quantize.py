@@ -1,0 +1,458 @@
+"""The main job on a small pipeline: plan, quantize, save, load, and everything that is refused."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ptq4adm.calibration import Calibration
+from ptq4adm.config import QuantConfig
+from ptq4adm.errors import (
+    BackendUnavailableError,
+    CalibrationError,
+    CalibrationMismatchError,
+    ConfigError,
+    MissingComponentError,
+    NonFiniteError,
+    OutputError,
+    PatternError,
+    Ptq4admError,
+    UncalibratedStepError,
+    UnknownBackendError,
+    UnsupportedLayerError,
+    UnsupportedModelError,
+)
+from ptq4adm.models import TextToAudioPipeline, real_unet
+from ptq4adm.nn import HalfConv2d, W4A8Conv2d, W4A8Linear, W8Linear, resident_bytes
+from ptq4adm.nn.base import StorageLayer
+from ptq4adm.quantize import (
+    calibrate,
+    check_output,
+    load_pipeline,
+    plan,
+    quantize,
+    save_pipeline,
+)
+
+PROMPTS = ["a dog barks", "rain"]
+
+
+@pytest.fixture(scope="module")
+def float_pipe(tiny_pipeline: Path) -> TextToAudioPipeline:
+    """Never quantized: tests that quantize take `pipe`."""
+    return load_pipeline(tiny_pipeline)
+
+
+@pytest.fixture
+def pipe(float_pipe: TextToAudioPipeline) -> TextToAudioPipeline:
+    twin = copy.copy(float_pipe)
+    twin.unet = copy.deepcopy(float_pipe.unet)
+    return twin
+
+
+@pytest.fixture(scope="module")
+def calibration(tiny_calibration: Path) -> Calibration:
+    return Calibration.load(tiny_calibration)
+
+
+@pytest.fixture(scope="module")
+def quantized(float_pipe: TextToAudioPipeline, calibration: Calibration) -> TextToAudioPipeline:
+    """W4A8 with every default: read it."""
+    twin = copy.copy(float_pipe)
+    twin.unet = copy.deepcopy(float_pipe.unet)
+    quantize(twin, calibration=calibration, progress=False)
+    return twin
+
+
+def _latents(pipe: TextToAudioPipeline, steps: int = 4) -> Tensor:
+    return pipe.denoise(pipe.encode_prompts(PROMPTS), steps=steps, seed=11)
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def _is_untouched(module: nn.Module, before: dict[str, Tensor]) -> bool:
+    after = module.state_dict()
+    return (
+        after.keys() == before.keys()
+        and all(torch.equal(after[name], before[name]) for name in before)
+        and not any(isinstance(m, StorageLayer) for m in module.modules())
+        and not module._forward_pre_hooks
+    )
+
+
+class TestQuantize:
+    """What is replaced, and how well it still works."""
+
+    def test_the_denoiser_is_replaced_in_place_as_planned(
+        self, quantized: TextToAudioPipeline, float_pipe: TextToAudioPipeline
+    ) -> None:
+        unet = quantized.unet
+        assert isinstance(unet.conv_in, HalfConv2d)
+        assert isinstance(unet.conv_out, HalfConv2d)
+        assert isinstance(unet.time_embedding.linear_1, W8Linear)
+        assert isinstance(unet.class_embedding, W8Linear)
+        assert isinstance(unet.mid_block.resnets[0].conv1, W4A8Conv2d)
+        attention = unet.mid_block.attentions[0].transformer_blocks[0]
+        assert isinstance(attention.attn1.to_q, W4A8Linear)
+        assert isinstance(unet.conv_norm_out, nn.GroupNorm)
+        shortcut = unet.up_blocks[0].resnets[0].conv_shortcut
+        assert shortcut.layout.segments == (128, 128)
+        assert shortcut.x_scale.shape == (2, 4)
+        assert not any(type(m) in (nn.Linear, nn.Conv2d) for m in unet.modules())
+        assert not any(isinstance(m, StorageLayer) for m in float_pipe.unet.modules())
+
+    def test_layers_keep_their_names_and_the_plan_its_promise(
+        self, pipe: TextToAudioPipeline, calibration: Calibration
+    ) -> None:
+        names = [name for name, _ in pipe.unet.named_modules()]
+        planned = plan(pipe, calibration=calibration)
+        done = quantize(pipe, calibration=calibration, progress=False)
+        assert [name for name, _ in pipe.unet.named_modules()] == names
+        assert done == planned
+        assert done.bytes_after == resident_bytes(pipe.unet)
+        state = pipe.unet.state_dict()
+        for row in done.rows:
+            stored = {k: t for k, t in state.items() if k.startswith(row.name + ".")}
+            assert sum(t.numel() * t.element_size() for t in stored.values()) == row.bytes_after
+
+    @pytest.mark.parametrize(
+        ("config", "least_db"),
+        [
+            (QuantConfig(scheme="w8a8"), 25.0),
+            (QuantConfig(scheme="w8a8", activation="dynamic"), 25.0),
+            (QuantConfig(scheme="w8"), 30.0),
+            (QuantConfig(scheme="float"), 50.0),
+            (QuantConfig(), 8.0),
+            (QuantConfig(group_size=64), 8.0),
+            (QuantConfig(weight_observer="absmax", activation_observer="absmax"), 5.0),
+            (QuantConfig(activation_observer="percentile"), 8.0),
+        ],
+    )
+    def test_latents_stay_close_to_the_float_pipelines(
+        self,
+        pipe: TextToAudioPipeline,
+        float_pipe: TextToAudioPipeline,
+        calibration: Calibration,
+        config: QuantConfig,
+        least_db: float,
+    ) -> None:
+        expected = _latents(float_pipe)
+        quantize(pipe, config, calibration, progress=False)
+        error = _latents(pipe) - expected
+        assert 10 * torch.log10(expected.square().sum() / error.square().sum()) > least_db
+
+    def test_a_bare_denoiser_is_taken(
+        self, pipe: TextToAudioPipeline, calibration: Calibration, quantized: TextToAudioPipeline
+    ) -> None:
+        quantize(pipe.unet, calibration=calibration, progress=False)
+        assert torch.equal(_latents(pipe), _latents(quantized))
+
+    def test_a_copy_of_a_quantized_model_is_equal_and_separate(
+        self, quantized: TextToAudioPipeline
+    ) -> None:
+        twin = copy.copy(quantized)
+        twin.unet = copy.deepcopy(quantized.unet)
+        steps = {id(m.step) for m in twin.unet.modules() if getattr(m, "step", None) is not None}
+        theirs = {id(m.step) for m in quantized.unet.modules() if getattr(m, "step", None)}
+        assert len(steps) == 1
+        assert steps.isdisjoint(theirs)
+        assert torch.equal(_latents(twin), _latents(quantized))
+
+    def test_a_module_that_two_names_share_is_replaced_under_both(
+        self, pipe: TextToAudioPipeline
+    ) -> None:
+        block = pipe.unet.mid_block.attentions[0].transformer_blocks[0]
+        block.attn1.to_k = block.attn1.to_q
+        quantize(pipe, QuantConfig(activation="dynamic"), progress=False)
+        assert isinstance(block.attn1.to_q, W4A8Linear)
+        assert block.attn1.to_k is block.attn1.to_q
+
+    def test_a_layer_that_no_run_reached_measures_its_input(
+        self, pipe: TextToAudioPipeline, calibration: Calibration
+    ) -> None:
+        name = "mid_block.resnets.0.conv1"
+        (record,) = calibration.records[name]
+        empty = type(record)(torch.zeros_like(record.counts), *(
+            getattr(record, n) for n in ("exponent", "minimum", "maximum")
+        ))  # fmt: skip
+        partial = Calibration(calibration.meta, {**calibration.records, name: (empty,)})
+        done = quantize(pipe, calibration=partial, progress=False)
+        assert {row.name for row in done.rows if row.activation == "dynamic"} == {name}
+        assert "dynamic" in repr(pipe.unet.mid_block.resnets[0].conv1)
+
+    def test_a_warning_says_that_dynamic_ignores_the_calibration(
+        self,
+        pipe: TextToAudioPipeline,
+        calibration: Calibration,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        quantize(pipe, QuantConfig(activation="dynamic"), calibration, progress=False)
+        assert "not used" in caplog.text
+
+
+class TestRefused:
+    """Everything is checked before a module is touched."""
+
+    @pytest.mark.parametrize(
+        ("config", "error", "message"),
+        [
+            (
+                QuantConfig(overrides={"up_block.*": "float"}),
+                PatternError,
+                "closest are 'up_blocks",
+            ),
+            (QuantConfig(overrides={"conv_in": "w8"}), UnsupportedLayerError, "'conv_in'"),
+            (QuantConfig(backend="tpu"), UnknownBackendError, "tpu"),
+            (QuantConfig(backend="cuda"), BackendUnavailableError, "cuda"),
+        ],
+    )
+    def test_wrong_configs(
+        self,
+        pipe: TextToAudioPipeline,
+        calibration: Calibration,
+        config: QuantConfig,
+        error: type[Ptq4admError],
+        message: str,
+    ) -> None:
+        before = _weights(pipe.unet)
+        with pytest.raises(error, match=message):
+            quantize(pipe, config, calibration, progress=False)
+        assert _is_untouched(pipe.unet, before)
+
+    def test_static_scales_without_a_calibration(self, pipe: TextToAudioPipeline) -> None:
+        with pytest.raises(CalibrationError, match="none was given"):
+            quantize(pipe, progress=False)
+        quantize(pipe, QuantConfig(scheme="float"), progress=False)  # needs none
+
+    def test_a_calibration_of_another_model(
+        self, other_tiny_pipeline: Path, calibration: Calibration
+    ) -> None:
+        other = load_pipeline(other_tiny_pipeline)
+        before = _weights(other.unet)
+        for call in (plan, quantize):
+            with pytest.raises(CalibrationMismatchError, match="recorded on model"):
+                call(other, QuantConfig(), calibration)
+        assert _is_untouched(other.unet, before)
+
+    def test_a_calibration_that_lacks_a_layer(
+        self, pipe: TextToAudioPipeline, calibration: Calibration
+    ) -> None:
+        records = {n: r for n, r in calibration.records.items() if n != "conv_in"}
+        with pytest.raises(CalibrationMismatchError, match="0 records for layer 'conv_in'"):
+            quantize(pipe, calibration=Calibration(calibration.meta, records), progress=False)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_weights_that_are_not_finite(self, pipe: TextToAudioPipeline, value: float) -> None:
+        with torch.no_grad():
+            pipe.unet.mid_block.resnets[0].conv1.weight[3, 2, 1, 0] = value
+        for call in (
+            lambda: quantize(pipe, QuantConfig(activation="dynamic"), progress=False),
+            lambda: calibrate(pipe, PROMPTS, steps=2, progress=False),
+        ):
+            with pytest.raises(NonFiniteError, match=r"'mid_block\.resnets\.0\.conv1\.weight'"):
+                call()
+
+    def test_weights_too_large_for_their_float16(self, pipe: TextToAudioPipeline) -> None:
+        with torch.no_grad():
+            pipe.unet.conv_out.weight[0, 0, 0, 0] = 1e5
+        before = _weights(pipe.unet)
+        with pytest.raises(NonFiniteError, match="layer 'conv_out'"):
+            quantize(pipe, QuantConfig(activation="dynamic"), progress=False)
+        assert _is_untouched(pipe.unet, before)
+
+    def test_a_quantized_model(
+        self, quantized: TextToAudioPipeline, calibration: Calibration
+    ) -> None:
+        for call in (
+            lambda: quantize(quantized, calibration=calibration),
+            lambda: plan(quantized),
+            lambda: calibrate(quantized, PROMPTS, steps=1),
+        ):
+            with pytest.raises(ConfigError, match="quantized already"):
+                call()
+
+    def test_hooked_layers(self, pipe: TextToAudioPipeline) -> None:
+        handle = pipe.unet.conv_in.register_forward_hook(lambda *_: None)
+        with pytest.raises(UnsupportedLayerError, match="'conv_in' has hooks"):
+            quantize(pipe, QuantConfig(activation="dynamic"), progress=False)
+        handle.remove()
+
+    def test_an_interruption_leaves_the_model_as_it_was(
+        self,
+        pipe: TextToAudioPipeline,
+        calibration: Calibration,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        before = _weights(pipe.unet)
+        made = []
+
+        def interrupted(*arguments: Any, **_: Any) -> nn.Module:
+            made.append(arguments)
+            if len(made) == 20:
+                raise KeyboardInterrupt
+            return W8Linear(4, 4)
+
+        monkeypatch.setattr("ptq4adm.quantize.quantized_layer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(pipe, calibration=calibration, progress=False)
+        assert _is_untouched(pipe.unet, before)
+
+    def test_a_step_that_was_not_calibrated(
+        self, pipe: TextToAudioPipeline, tiny_pipeline: Path
+    ) -> None:
+        partial = calibrate(load_pipeline(tiny_pipeline), PROMPTS[:1], steps=2, buckets=8)
+        quantize(pipe, calibration=partial, progress=False)
+        _latents(pipe, steps=2)
+        with pytest.raises(UncalibratedStepError, match="calibrate with more steps"):
+            _latents(pipe, steps=8)
+
+    def test_what_is_not_a_model(self) -> None:
+        with pytest.raises(UnsupportedModelError):
+            quantize(nn.Linear(4, 4))
+
+    def test_a_bare_denoiser_cannot_be_calibrated(self, pipe: TextToAudioPipeline) -> None:
+        with pytest.raises(MissingComponentError, match="bare denoiser"):
+            calibrate(pipe.unet, PROMPTS)
+
+
+class TestFolders:
+    """Saving and loading whole pipelines."""
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            QuantConfig(),
+            QuantConfig(scheme="w8a8", overrides={"mid_block.*": "w4a8", "*.to_q": "float"}),
+            None,
+        ],
+        ids=["w4a8", "mixed", "float"],
+    )
+    def test_a_round_trip_is_bit_equal(
+        self,
+        pipe: TextToAudioPipeline,
+        calibration: Calibration,
+        tmp_path: Path,
+        config: QuantConfig | None,
+    ) -> None:
+        if config is not None:
+            quantize(pipe, config, calibration, progress=False)
+        out = save_pipeline(pipe, tmp_path / "new" / "model")
+        loaded = load_pipeline(out)
+        assert torch.equal(_latents(loaded), _latents(pipe))
+        assert torch.equal(loaded(PROMPTS[:1], steps=1, seed=5), pipe(PROMPTS[:1], steps=1, seed=5))
+        assert [p.name for p in out.parent.iterdir()] == ["model"]
+
+    def test_the_quantized_folder_is_smaller(
+        self, quantized: TextToAudioPipeline, tiny_pipeline: Path, tmp_path: Path
+    ) -> None:
+        out = save_pipeline(quantized, tmp_path / "model")
+        name = "unet/diffusion_pytorch_model.safetensors"
+        assert (out / name).stat().st_size < 0.35 * (tiny_pipeline / name).stat().st_size
+        assert {p.name for p in out.iterdir()} == {p.name for p in tiny_pipeline.iterdir()}
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_an_interrupted_save_leaves_what_was_there(
+        self,
+        quantized: TextToAudioPipeline,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        overwrite: bool,
+    ) -> None:
+        out = tmp_path / "model"
+        if overwrite:
+            out.mkdir()
+            (out / "old").write_text("kept")
+
+        def interrupted(_tensors: object, path: Path, **_: object) -> None:
+            path.write_bytes(b"half")
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("ptq4adm.packing.checkpoint.save_file", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save_pipeline(quantized, out, overwrite=overwrite)
+        assert [p.name for p in tmp_path.iterdir()] == (["model"] if overwrite else [])
+        assert not overwrite or (out / "old").read_text() == "kept"
+
+    def test_a_disk_error_is_an_output_error_and_leaves_nothing(
+        self,
+        quantized: TextToAudioPipeline,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def full(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("ptq4adm.packing.checkpoint.save_file", full)
+        with pytest.raises(OutputError, match="No space left"):
+            save_pipeline(quantized, tmp_path / "model")
+        assert not list(tmp_path.iterdir())
+
+    def test_the_last_rename_failing_restores_the_old_folder(
+        self,
+        quantized: TextToAudioPipeline,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        out = tmp_path / "model"
+        out.mkdir()
+        (out / "old").touch()
+        rename = Path.rename
+
+        def failing(self: Path, target: Path) -> Path:
+            if self.name.endswith(".partial"):
+                raise OSError("no")
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", failing)
+        with pytest.raises(OutputError):
+            save_pipeline(quantized, out, overwrite=True)
+        assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["model", "model/old"]
+
+    def test_overwriting_replaces_the_whole_folder(
+        self, quantized: TextToAudioPipeline, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "model"
+        out.mkdir()
+        (out / "old").touch()
+        with pytest.raises(OutputError, match="not empty"):
+            save_pipeline(quantized, out)
+        save_pipeline(quantized, out, overwrite=True)
+        assert not (out / "old").exists()
+        assert (out / "unet").is_dir()
+        assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+    def test_outputs_that_cannot_be_made_are_refused_early(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(OutputError, match="not a folder"):
+            check_output(tmp_path / "file")
+        with pytest.raises(OutputError, match="is a file"):
+            check_output(tmp_path / "file" / "below" / "it")
+        check_output(tmp_path / "new" / "folder")
+        (tmp_path / "empty").mkdir()
+        check_output(tmp_path / "empty")
+
+
+class TestPlan:
+    """The table, without changing anything."""
+
+    def test_it_changes_nothing_and_needs_no_calibration(self, pipe: TextToAudioPipeline) -> None:
+        before = _weights(pipe.unet)
+        text = str(plan(pipe))
+        assert _is_untouched(pipe.unet, before)
+        for expected in ("conv_in", "w4a8", "w8", "float", "128 + 128", "MB fp16", "% less"):
+            assert expected in text
+
+    @pytest.mark.parametrize("name", ["audioldm-s", "audioldm-m", "audioldm-l"])
+    def test_published_sizes_shrink_by_70_percent(self, name: str) -> None:
+        planned = plan(real_unet(name, device="meta"), QuantConfig())
+        assert planned.saving >= 0.70
+        assert planned.bytes_before == 2 * sum(
+            p.numel() for p in real_unet(name, device="meta").parameters()
+        )
