@@ -143,7 +143,8 @@ def _format(result: dict[str, Any], *, with_layers: bool) -> str:
     schemes = ", ".join(f"{count} {scheme}" for scheme, count in sorted(unet["schemes"].items()))
     saving = 100.0 * (1.0 - unet["bytes_resident"] / unet["bytes_float16"])
     lines += [
-        f"UNet: format version {unet['format_version']}, {sum(unet['schemes'].values())} layers: {schemes}",
+        f"UNet: format version {unet['format_version']}, "
+        f"{sum(unet['schemes'].values())} layers: {schemes}",
         f"  {unet['parameters'] / 1e6:.2f} M parameters: {unet['bytes_float32'] / _MB:.2f} MB in "
         f"float32, {unet['bytes_float16'] / _MB:.2f} MB in float16, "
         f"{unet['bytes_resident'] / _MB:.2f} MB as stored ({saving:.1f} % less than float16)",

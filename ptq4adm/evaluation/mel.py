@@ -31,7 +31,7 @@ def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
 def mel_filters() -> torch.Tensor:
     """Triangular filters of unit area (Slaney), float32 ``[N_FFT // 2 + 1, N_MELS]``."""
     bins = np.linspace(0.0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
-    edges = _mel_to_hz(np.linspace(0.0, _hz_to_mel(np.float64(F_MAX)), N_MELS + 2))
+    edges = _mel_to_hz(np.linspace(0.0, _hz_to_mel(np.asarray(F_MAX)), N_MELS + 2))
     up = (bins[:, None] - edges[None, :-2]) / (edges[1:-1] - edges[:-2])
     down = (edges[None, 2:] - bins[:, None]) / (edges[2:] - edges[1:-1])
     filters = np.maximum(0.0, np.minimum(up, down)) * 2.0 / (edges[2:] - edges[:-2])

@@ -209,7 +209,13 @@ class QuantizedConv2d(QuantizedLayer):
             self.quantize_input(part, i, "tensor")
             for i, part in enumerate(nhwc.split(self.layout.segments, dim=3))
         ]
-        keywords: Conv2dKeywords = {"bias": self.bias, "out_dtype": x.dtype}
+        keywords: Conv2dKeywords = {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "bias": self.bias,
+            "out_dtype": x.dtype,
+        }
         if len(parts) == 2:
             keywords["x2_q"], keywords["x2_scale"] = parts[1]
         if self.w_mult is not None:
@@ -220,9 +226,6 @@ class QuantizedConv2d(QuantizedLayer):
             self.w_scale,
             bits=self.bits,
             kernel_size=self.kernel_size,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
             backend=self.backend,
             **keywords,
         )
