@@ -324,6 +324,18 @@ def test_an_interruption_while_saving_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_termination_while_saving_leaves_nothing(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    room = sys.modules["ptq4adm.quantize"]
+    monkeypatch.setattr(room, "save_denoiser", lambda *_: signal.raise_signal(signal.SIGTERM))
+    arguments = ["quantize", str(tiny_pipeline), "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--activation", "dynamic"]) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
 def test_control_c_while_calibrating_can_be_resumed(
     tiny_pipeline: Path,
     prompts_file: Path,

@@ -25,6 +25,7 @@ from train import DEFAULT_OUTPUT, MANIFEST
 from ptq4adm.evaluation.mel import log_mel
 
 AUDIO_SECONDS = 2.56
+GRID = ((1.0, 25), (1.5, 25), (2.0, 25), (2.5, 25), (3.5, 25), (2.5, 15), (2.5, 50))
 
 
 def fit_classifier(clips: Clips, mels: np.ndarray) -> NearestCentroid:
@@ -146,15 +147,7 @@ def sweep(pipeline: AudioLDMPipeline, clips: Clips, mels: np.ndarray, per_class:
         [clips.captions[row][0] for row in picked],
     )
     results = []
-    for guidance, steps in (
-        (1.0, 25),
-        (1.5, 25),
-        (2.0, 25),
-        (2.5, 25),
-        (3.5, 25),
-        (2.0, 50),
-        (2.5, 50),
-    ):
+    for guidance, steps in GRID:
         found = judge(classifier, log_mel(generate(pipeline, prompts, guidance, steps)), labels)
         ratio = float(
             np.mean([found["spread"][name] / spread for name, spread in real["spread"].items()])

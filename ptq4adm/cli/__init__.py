@@ -7,17 +7,21 @@ error (one line says which), 2 a wrong command line, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 import ptq4adm
 from ptq4adm.cli import doctor, generate, inspect, quantize
 from ptq4adm.errors import Ptq4admError
 
 EXIT_ERROR = 1
-EXIT_INTERRUPTED = 130
+EXIT_SIGNAL = 128  # plus the signal's number
+EXIT_INTERRUPTED = EXIT_SIGNAL + signal.SIGINT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     logging.basicConfig(format="ptq4adm: %(message)s", level=logging.WARNING)
     try:
-        code: int = args.run(args)
-        sys.stdout.flush()
+        with _terminable():
+            code: int = args.run(args)
+            sys.stdout.flush()
     except SystemExit as stop:
         return int(stop.code or 0)
     except KeyboardInterrupt:
@@ -53,6 +58,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ptq4adm: error: {message}", file=sys.stderr)
         return EXIT_ERROR
     return code
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Turn SIGTERM into an orderly exit, so that half-made files are cleaned up as at Ctrl-C."""
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(EXIT_SIGNAL + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -18,7 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ptq4adm.errors import ConfigError, NonFiniteError, PromptError, ShapeError
+from ptq4adm.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    NonFiniteError,
+    PromptError,
+    ShapeError,
+)
 from ptq4adm.models.components import (
     COMPONENTS,
     GUIDANCE_ENTRY,
@@ -80,7 +86,9 @@ class TextToAudioPipeline:
         Raises:
             MissingComponentError: if the folder or a component is missing.
             CheckpointError: if a file is broken; see its children.
+            BackendUnavailableError: if there is no such device here.
         """
+        _check_device(device)
         folder = Path(path)
         index = read_index(folder)
         for name in COMPONENTS:
@@ -330,6 +338,16 @@ def initial_noise(batch: int, shape: tuple[int, int, int], seed: int) -> Tensor:
     """
     generators = [torch.Generator().manual_seed(seed + i) for i in range(batch)]
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    # torch says it with either: an assertion where it was built without CUDA
+    except (RuntimeError, AssertionError) as error:
+        raise BackendUnavailableError(
+            f"device {str(device)!r} cannot be used here ({error}); use 'cpu'"
+        ) from error
 
 
 def _load_unet(folder: Path, entry: list[str], dtype: torch.dtype, backend: str) -> nn.Module:
