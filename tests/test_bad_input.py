@@ -304,6 +304,7 @@ def test_the_command_line_says_one_line_and_exits_with_1(
         "choose another output": ["quantize", str(tiny_pipeline), "-o", str(tmp_path / "file")],
         "'gpu' is unknown": [*quantize, "--backend", "gpu"],
         "'cuda' is not available": [*quantize, "--backend", "cuda"],
+        "device 'meow' cannot be used": [*quantize, "--device", "meow"],
         "device 'nonsense' cannot be used": [*generate, "--prompt", "x", "--device", "nonsense"],
         "group_size": [*quantize, "--group-size", "7"],
         "activation_observer": [*quantize, "--observer", "magic"],

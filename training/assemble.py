@@ -67,6 +67,10 @@ def assemble(work: Path, output: Path, guidance: float, steps: int) -> dict[str,
             shutil.copy(output / kept, partial / kept)
     for file in partial.rglob("*.safetensors"):
         file.chmod(0o644)
+    for file in partial.glob("*/config.json"):  # holds the path of the training folder
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if output.exists():
         shutil.rmtree(output)
     partial.rename(output)

@@ -40,7 +40,8 @@ steps are spaced "trailing". The unconditional embedding is that of the empty pr
 ## Data
 
 {clips} clips of 2.56 s, rendered by `training/corpus.py` with captions from a grammar: ten sound
-classes ({classes}), other sources, and mixtures of two. No recording was collected. Made with:
+classes ({classes}), other sources, and mixtures
+of two. No recording was collected. Made with:
 
 """
 
@@ -49,7 +50,8 @@ LIMITS = """
 
 - It knows the ten classes above, roughly a dozen other sources, and mixtures of two; other prompts
   give whichever of these is nearest. Captions are English and come from one grammar.
-- Clips last 2.56 s. Pitch and tempo words steer loosely; speech babbles and says no words.
+- Clips last 2.56 s. Whether words of pitch, tempo and loudness are followed was not measured; no
+  caption says what a voice says, so speech is no language.
 - The vocoder makes sinusoids at multiples of 100 Hz (one over its hop) and was trained without a
   discriminator. Rhythm and colour are right; a steady tone between two multiples comes out as
   both, so melodies are rough and not in tune.
@@ -134,15 +136,17 @@ def _evaluation_section(folder: Path) -> str:
         return "\n## Evaluation\n\nNot evaluated yet: run `python training/evaluate.py`.\n"
     report = json.loads(path.read_text(encoding="utf-8"))
     text = (
-        "\n## Evaluation\n\nA nearest-centroid classifier of log-mel statistics, fitted on the real"
-        " training clips, judges"
+        "\n## Evaluation\n\n"
+        "A nearest-centroid classifier of log-mel statistics, fitted on the real\n"
+        "training clips, judges"
         f" {report['generated']['clips']} clips generated from prompts absent from training"
         f" ({report['steps']} steps, guidance {report['guidance']})."
         f"\n\n{evaluation_table(report)}\n"
     )
     sweep = folder / "sweep.json"
     if sweep.exists():
-        text += "\nGuidance and steps were chosen on captions of the validation split:\n\n"
+        text += "\nGuidance and steps were chosen on captions of the validation split, before the"
+        text += " decoder stage (six clips a class; one clip is 1.7 %):\n\n"
         text += (
             "| guidance | steps | right class | mean spread ratio |\n| --- | --- | --- | --- |\n"
         )

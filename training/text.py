@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from captions import heldout_prompts
 from data import Clips, mel_statistics
 from loop import Budget, Trainer
 from tokenizers import ByteLevelBPETokenizer
@@ -21,6 +22,7 @@ from transformers import ClapTextConfig, ClapTextModelWithProjection, RobertaTok
 EMBED_DIM = 128
 MAX_TOKENS = 64
 NO_CLASS = -100
+HELD_OUT = frozenset(prompt.lower() for _, prompt in heldout_prompts())
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # Roberta's order: pad is 1
 
 
@@ -123,11 +125,15 @@ def _encode(
 
 
 def vary(caption: str, rng: random.Random) -> str:
-    """The caption as another person might type it: words missing, capitals, a full stop."""
+    """The caption as another person might type it: words missing, capitals, a full stop.
+
+    Never a held-out prompt: where missing words would make one, none is left out.
+    """
     choice = rng.random()
     if rng.random() < 0.4:
         words = caption.split()
-        caption = " ".join([word for word in words if rng.random() > 0.15] or words)
+        shorter = " ".join([word for word in words if rng.random() > 0.15] or words)
+        caption = caption if shorter.lower().rstrip(".") in HELD_OUT else shorter
     if choice < 0.15:
         caption = caption[:1].upper() + caption[1:]
     elif choice < 0.2:

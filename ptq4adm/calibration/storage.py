@@ -137,15 +137,16 @@ class Calibration:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial.touch()
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        try:
             mode = partial.stat().st_mode
             save_file(self._tensors(), partial, metadata=header)
             # safetensors makes files that only their owner can read, whatever the umask says
             partial.chmod(mode)
             partial.replace(path)
         except (OSError, SafetensorError) as error:
-            raise OutputError(
-                f"{path}: cannot write the calibration ({error}); choose another place"
-            ) from error
+            raise _unwritable(path, error) from error
         finally:
             partial.unlink(missing_ok=True)
 
@@ -188,6 +189,10 @@ class Calibration:
         return {
             name: torch.stack([getattr(record, name) for record in records]) for name in _TENSORS
         }
+
+
+def _unwritable(path: Path, error: Exception) -> OutputError:
+    return OutputError(f"{path}: cannot write the calibration ({error}); choose another place")
 
 
 def _check_header(path: Path, header: dict[str, str]) -> None:

@@ -155,12 +155,14 @@ def run(args: argparse.Namespace) -> int:
     )
     prompts = None if args.prompts is None else read_prompts(args.prompts)
 
+    from ptq4adm.models.pipeline import check_device
     from ptq4adm.ops import resolve_backend
     from ptq4adm.quantize import check_output, load_pipeline, plan, quantize, save_pipeline
 
     # everything that can be refused is refused before the minutes of calibration
     if not args.dry_run:
         check_output(args.output, overwrite=args.overwrite)
+    check_device(args.device)
     resolve_backend(args.backend, args.device)
     set_threads(args.threads)
     start = time.monotonic()

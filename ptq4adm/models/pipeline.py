@@ -88,7 +88,7 @@ class TextToAudioPipeline:
             CheckpointError: if a file is broken; see its children.
             BackendUnavailableError: if there is no such device here.
         """
-        _check_device(device)
+        check_device(device)
         folder = Path(path)
         index = read_index(folder)
         for name in COMPONENTS:
@@ -340,7 +340,12 @@ def initial_noise(batch: int, shape: tuple[int, int, int], seed: int) -> Tensor:
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
-def _check_device(device: str | torch.device) -> None:
+def check_device(device: str | torch.device) -> None:
+    """Refuse a device that does not exist here.
+
+    Raises:
+        BackendUnavailableError: naming it.
+    """
     try:
         torch.empty(0, device=device)
     # torch says it with either: an assertion where it was built without CUDA
