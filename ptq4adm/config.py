@@ -62,8 +62,8 @@ class QuantConfig:
     overrides: Mapping[str, str] = field(default_factory=dict)
     weight_observer: str = "squared_error"
     activation: str = "static"
-    activation_observer: str = "squared_error"
-    percentile: float = 99.99
+    activation_observer: str = "absmax"
+    percentile: float = 99.999
     group_size: int | None = None
     backend: str = "auto"
 

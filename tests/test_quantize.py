@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ from ptq4adm.quantize import (
 )
 
 PROMPTS = ["a dog barks", "rain"]
+# where a test is not about scales: those that take no search
+FAST: dict[str, Any] = {"weight_observer": "absmax", "activation_observer": "absmax"}
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +65,10 @@ def calibration(tiny_calibration: Path) -> Calibration:
 
 @pytest.fixture(scope="module")
 def quantized(float_pipe: TextToAudioPipeline, calibration: Calibration) -> TextToAudioPipeline:
-    """W4A8 with every default: read it."""
+    """W4A8: read it."""
     twin = copy.copy(float_pipe)
     twin.unet = copy.deepcopy(float_pipe.unet)
-    quantize(twin, calibration=calibration, progress=False)
+    quantize(twin, QuantConfig(**FAST), calibration, progress=False)
     return twin
 
 
@@ -151,7 +154,7 @@ class TestQuantize:
     def test_a_bare_denoiser_is_taken(
         self, pipe: TextToAudioPipeline, calibration: Calibration, quantized: TextToAudioPipeline
     ) -> None:
-        quantize(pipe.unet, calibration=calibration, progress=False)
+        quantize(pipe.unet, QuantConfig(**FAST), calibration, progress=False)
         assert torch.equal(_latents(pipe), _latents(quantized))
 
     def test_a_copy_of_a_quantized_model_is_equal_and_separate(
@@ -170,7 +173,7 @@ class TestQuantize:
     ) -> None:
         block = pipe.unet.mid_block.attentions[0].transformer_blocks[0]
         block.attn1.to_k = block.attn1.to_q
-        quantize(pipe, QuantConfig(activation="dynamic"), progress=False)
+        quantize(pipe, QuantConfig(activation="dynamic", **FAST), progress=False)
         assert isinstance(block.attn1.to_q, W4A8Linear)
         assert block.attn1.to_k is block.attn1.to_q
 
@@ -183,7 +186,7 @@ class TestQuantize:
             getattr(record, n) for n in ("exponent", "minimum", "maximum")
         ))  # fmt: skip
         partial = Calibration(calibration.meta, {**calibration.records, name: (empty,)})
-        done = quantize(pipe, calibration=partial, progress=False)
+        done = quantize(pipe, QuantConfig(**FAST), partial, progress=False)
         assert {row.name for row in done.rows if row.activation == "dynamic"} == {name}
         assert "dynamic" in repr(pipe.unet.mid_block.resnets[0].conv1)
 
@@ -193,7 +196,7 @@ class TestQuantize:
         calibration: Calibration,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        quantize(pipe, QuantConfig(activation="dynamic"), calibration, progress=False)
+        quantize(pipe, QuantConfig(activation="dynamic", **FAST), calibration, progress=False)
         assert "not used" in caplog.text
 
 
@@ -253,7 +256,7 @@ class TestRefused:
         with torch.no_grad():
             pipe.unet.mid_block.resnets[0].conv1.weight[3, 2, 1, 0] = value
         for call in (
-            lambda: quantize(pipe, QuantConfig(activation="dynamic"), progress=False),
+            lambda: quantize(pipe, QuantConfig(activation="dynamic", **FAST), progress=False),
             lambda: calibrate(pipe, PROMPTS, steps=2, progress=False),
         ):
             with pytest.raises(NonFiniteError, match=r"'mid_block\.resnets\.0\.conv1\.weight'"):
@@ -264,7 +267,7 @@ class TestRefused:
             pipe.unet.conv_out.weight[0, 0, 0, 0] = 1e5
         before = _weights(pipe.unet)
         with pytest.raises(NonFiniteError, match="layer 'conv_out'"):
-            quantize(pipe, QuantConfig(activation="dynamic"), progress=False)
+            quantize(pipe, QuantConfig(activation="dynamic", **FAST), progress=False)
         assert _is_untouched(pipe.unet, before)
 
     def test_a_quantized_model(
@@ -281,7 +284,7 @@ class TestRefused:
     def test_hooked_layers(self, pipe: TextToAudioPipeline) -> None:
         handle = pipe.unet.conv_in.register_forward_hook(lambda *_: None)
         with pytest.raises(UnsupportedLayerError, match="'conv_in' has hooks"):
-            quantize(pipe, QuantConfig(activation="dynamic"), progress=False)
+            quantize(pipe, QuantConfig(activation="dynamic", **FAST), progress=False)
         handle.remove()
 
     def test_an_interruption_leaves_the_model_as_it_was(
@@ -299,7 +302,9 @@ class TestRefused:
                 raise KeyboardInterrupt
             return W8Linear(4, 4)
 
-        monkeypatch.setattr("ptq4adm.quantize.quantized_layer", interrupted)
+        # by the module object: the package shows the function of the same name instead
+        room = importlib.import_module("ptq4adm.quantize")
+        monkeypatch.setattr(room, "quantized_layer", interrupted)
         with pytest.raises(KeyboardInterrupt):
             quantize(pipe, calibration=calibration, progress=False)
         assert _is_untouched(pipe.unet, before)
@@ -308,7 +313,7 @@ class TestRefused:
         self, pipe: TextToAudioPipeline, tiny_pipeline: Path
     ) -> None:
         partial = calibrate(load_pipeline(tiny_pipeline), PROMPTS[:1], steps=2, buckets=8)
-        quantize(pipe, calibration=partial, progress=False)
+        quantize(pipe, QuantConfig(**FAST), partial, progress=False)
         _latents(pipe, steps=2)
         with pytest.raises(UncalibratedStepError, match="calibrate with more steps"):
             _latents(pipe, steps=8)
@@ -328,8 +333,10 @@ class TestFolders:
     @pytest.mark.parametrize(
         "config",
         [
-            QuantConfig(),
-            QuantConfig(scheme="w8a8", overrides={"mid_block.*": "w4a8", "*.to_q": "float"}),
+            QuantConfig(**FAST),
+            QuantConfig(
+                scheme="w8a8", overrides={"mid_block.*": "w4a8", "*.to_q": "float"}, **FAST
+            ),
             None,
         ],
         ids=["w4a8", "mixed", "float"],

@@ -77,7 +77,7 @@ class Calibration:
                 seen |= record.seen
         return TimestepBuckets(self.meta.num_train_timesteps, tuple(bool(s) for s in seen))
 
-    def scales(self, name: str, observer: str, percentile: float = 99.99) -> Tensor | None:
+    def scales(self, name: str, observer: str, percentile: float = 99.999) -> Tensor | None:
         """Activation scales of one layer.
 
         Args:

@@ -129,7 +129,7 @@ class HistogramObserver:
         self.exponent[bucket] = exponent
 
 
-def scale_table(record: HistogramRecord, observer: str, percentile: float = 99.99) -> Tensor:
+def scale_table(record: HistogramRecord, observer: str, percentile: float = 99.999) -> Tensor:
     """Activation scale of every bucket.
 
     Args:

@@ -35,16 +35,16 @@ from ptq4adm.packing.checkpoint import (
 from ptq4adm.quantize import load_pipeline, quantize
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+FAST: dict[str, Any] = {"weight_observer": "absmax", "activation_observer": "absmax"}
 CONFIGS = {
-    "static": QuantConfig(),
-    "groups": QuantConfig(group_size=64),
-    "w8a8": QuantConfig(scheme="w8a8"),
+    "static": QuantConfig(**FAST),
+    "groups": QuantConfig(group_size=64, **FAST),
+    "w8a8": QuantConfig(scheme="w8a8", **FAST),
     "mixed": QuantConfig(
-        overrides={"mid_block.*": "w8a8", "*.to_q": "float", "up_blocks.0.*.to_v": "w8"},
-        activation_observer="absmax",
+        overrides={"mid_block.*": "w8a8", "*.to_q": "float", "up_blocks.0.*.to_v": "w8"}, **FAST
     ),
-    "dynamic": QuantConfig(activation="dynamic"),
-    "weight only": QuantConfig(scheme="w8"),
+    "dynamic": QuantConfig(activation="dynamic", **FAST),
+    "weight only": QuantConfig(scheme="w8", **FAST),
 }
 
 
@@ -219,7 +219,7 @@ class TestRefused:
 
     def test_layers_the_model_does_not_have(self, damaged: Path) -> None:
         _edit(damaged, lambda c: c["quantization_config"]["schemes"]["w4a8"].append("up.9"))
-        with pytest.raises(CheckpointError, match="layer 'up.9'"):
+        with pytest.raises(CheckpointError, match=r"layer 'up\.9'"):
             load_denoiser(damaged)
 
     def test_missing_and_unexpected_tensors(self, damaged: Path) -> None:
