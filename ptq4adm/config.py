@@ -98,7 +98,7 @@ class QuantConfig:
         object.__setattr__(self, "backend", str(getattr(self.backend, "value", self.backend)))
 
     def __hash__(self) -> int:
-        return hash((self.scheme, tuple(self.overrides.items()), self.backend, self.group_size))
+        return hash((self.scheme, frozenset(self.overrides.items()), self.backend))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe values of all fields."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -28,12 +29,11 @@ from ptq4adm.errors import (
     ConfigError,
     NonFiniteError,
     OutputError,
-    UnsupportedLayerError,
 )
 from ptq4adm.models import TextToAudioPipeline, find_adapter, save_components
 from ptq4adm.nn import StepIndex, StorageLayer, attach_step_hook
 from ptq4adm.nn.conv import padding_reason, unsupported_reason
-from ptq4adm.nn.replace import quantized_layer, replace_layers
+from ptq4adm.nn.replace import check_finite, check_hooks, quantized_layer, replace_layers
 from ptq4adm.ops import resolve_backend
 from ptq4adm.packing.checkpoint import QuantState, is_quantized, mark_quantized, save_denoiser
 from ptq4adm.protocols import DenoiserAdapter
@@ -54,7 +54,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 DEFAULT_BUCKETS = 10
-_INTEGER = (Scheme.W4A8.value, Scheme.W8A8.value)
 
 
 def calibrate(  # noqa: PLR0913 - how prompts are run is one flat list of numbers
@@ -101,7 +100,7 @@ def calibrate(  # noqa: PLR0913 - how prompts are run is one flat list of number
     )
     denoiser = adapter.denoiser(pipe)
     _check_float(denoiser)
-    _check_finite(denoiser)
+    check_finite(denoiser)
     texts = default_prompts() if prompts is None else prompts
     return calibrating.record(adapter, pipe, texts, settings, progress=progress, cache=cache)
 
@@ -252,11 +251,10 @@ class _Job:
     def check(self) -> None:
         """Refuse what `plan` tolerates because it changes nothing."""
         resolve_backend(self.config.backend, next(self.denoiser.parameters()).device)
-        _check_finite(self.denoiser)
-        _check_hooks(self.layers)
+        check_finite(self.denoiser)
+        check_hooks(self.layers)
         if self.config.activation == "static" and self.calibration is None:
-            choices = [row.scheme for row in self.plan().rows]
-            if any(scheme in _INTEGER for scheme in choices):
+            if any(row.activation != "float" for row in self.plan().rows):
                 raise CalibrationError(
                     "static activation scales need a calibration, and none was given; pass "
                     "calibration=ptq4adm.calibrate(pipe), or QuantConfig(activation='dynamic')"
@@ -367,34 +365,11 @@ def _check_float(denoiser: nn.Module) -> None:
         )
 
 
-def _check_finite(denoiser: nn.Module) -> None:
-    for name, tensor in (*denoiser.named_parameters(), *denoiser.named_buffers()):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise NonFiniteError(
-                f"weight {name!r} {list(tensor.shape)} holds NaN or infinite values; repair or "
-                "reload the model"
-            )
-
-
-def _check_hooks(layers: dict[str, nn.Linear | nn.Conv2d]) -> None:
-    for name, layer in layers.items():
-        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
-            raise UnsupportedLayerError(
-                f"layer {name!r} has hooks or a replaced forward, which its packed form would "
-                "lose; "
-                "remove them, or quantize before they are added"
-            )
-
-
 @contextmanager
 def _atomic_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A new folder beside `out` that takes its place when the block ends without an error.
 
     An interruption at any point leaves `out` as it was: the block's folder is deleted.
-
-    Args:
-        out: the folder to make.
-        overwrite: whether an existing folder with content may be replaced.
 
     Raises:
         OutputError: if `out` exists and may not be replaced, or cannot be made.
@@ -413,15 +388,11 @@ def _atomic_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path
         yield partial
         if out.exists():
             out.rename(previous)
-        try:
-            partial.rename(out)
-        except OSError:
-            if previous.exists():
-                previous.rename(out)
-            raise
-    except OSError as error:
+        partial.rename(out)
+    except (OSError, SafetensorError) as error:
         raise OutputError(f"{out}: cannot be written ({error}); choose another output") from error
     finally:
+        if previous.exists() and not out.exists():
+            previous.rename(out)
         shutil.rmtree(partial, ignore_errors=True)
-        if out.exists():
-            shutil.rmtree(previous, ignore_errors=True)
+        shutil.rmtree(previous, ignore_errors=True)

@@ -17,6 +17,12 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    # the models are small: a second thread gains nothing, and waits for a core on a busy machine
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a pipeline in diffusers' layout, float16: read it, never write into it.

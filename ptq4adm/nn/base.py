@@ -185,9 +185,23 @@ class QuantizedLayer(StorageLayer):
     def set_weight(self, weight: Tensor, *, observer: str = "squared_error") -> None:
         """Quantize a float weight [N, C, kh, kw] or [N, C] into this layer."""
         rows = weight_to_rows(weight.detach().to(torch.float32), self.layout)
-        quantized = quantize_rows(
-            rows, bits=self.bits, observer=observer, group_size=self.group_size
+        self.set_rows(
+            quantize_rows(rows, bits=self.bits, observer=observer, group_size=self.group_size)
         )
+
+    def set_rows(self, quantized: QuantizedRows) -> None:
+        """Take integers and scales that were found elsewhere, in canonical K order.
+
+        Raises:
+            ShapeError: if they are not of this layer's size, or their groups are not its groups.
+        """
+        expected = (self.out_features, self.layout.k_padded)
+        has_groups = quantized.w_mult is not None
+        if tuple(quantized.w_q.shape) != expected or has_groups != (self.w_mult is not None):
+            raise ShapeError(
+                f"rows {list(quantized.w_q.shape)} {'with' if has_groups else 'without'} groups: "
+                f"needs {list(expected)} and group_size = {self.group_size}"
+            )
         self._set_qweight(pack_int4(quantized.w_q) if self.bits == 4 else quantized.w_q)
         self.w_scale = quantized.w_scale.to(self.w_scale.device)
         if quantized.w_mult is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ptq4adm.config import Scheme
-from ptq4adm.errors import UnsupportedLayerError
+from ptq4adm.errors import NonFiniteError, UnsupportedLayerError
 from ptq4adm.nn.base import LayerOptions, StorageLayer
 from ptq4adm.nn.conv import ConvShape, W4A8Conv2d, W8A8Conv2d
 from ptq4adm.nn.half import HalfConv2d, HalfLinear
@@ -122,6 +122,35 @@ def empty_layer(
         return cls(shape, bias=layer.bias is not None, segments=segments, options=options)
     assert issubclass(cls, HalfConv2d)
     return cls(shape, bias=layer.bias is not None, device=device)
+
+
+def check_finite(denoiser: nn.Module) -> None:
+    """Refuse a model with broken weights.
+
+    Raises:
+        NonFiniteError: if a parameter or buffer holds NaN or infinite values; names it.
+    """
+    for name, tensor in (*denoiser.named_parameters(), *denoiser.named_buffers()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteError(
+                f"weight {name!r} {list(tensor.shape)} holds NaN or infinite values; repair or "
+                "reload the model"
+            )
+
+
+def check_hooks(layers: Mapping[str, nn.Module]) -> None:
+    """Refuse layers that someone changed in a way that their replacement would undo.
+
+    Raises:
+        UnsupportedLayerError: if a layer has hooks, or a forward of its own.
+    """
+    for name, layer in layers.items():
+        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+            raise UnsupportedLayerError(
+                f"layer {name!r} has hooks or a replaced forward, which its packed form would "
+                "lose; "
+                "remove them, or quantize before they are added"
+            )
 
 
 def replace_layers(module: nn.Module, replacements: Mapping[str, nn.Module]) -> None:

@@ -110,6 +110,19 @@ def test_repr_says_what_a_person_asks() -> None:
     assert "dynamic" in repr(W8A8Linear.from_float(nn.Linear(8, 8)))
 
 
+def test_layers_compile_without_a_graph_break() -> None:
+    step = StepIndex(TimestepBuckets(10, (True, True)))
+    layer = W4A8Linear.from_float(
+        nn.Linear(64, 32), x_scale=torch.tensor([[0.02, 0.03]]), step=step
+    )
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    x = torch.randn(4, 64)
+    with torch.no_grad():
+        for timestep in (0, 9):
+            step.set_timestep(timestep)
+            assert torch.equal(compiled(x), layer(x))
+
+
 class TestRefusals:
     """Bad input has its own error and a message that helps."""
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ptq4adm.errors import NonFiniteError, UnsupportedLayerError
+from ptq4adm.errors import NonFiniteError, ShapeError, UnsupportedLayerError
 from ptq4adm.nn import (
     HalfConv2d,
     HalfLinear,
@@ -151,6 +151,18 @@ def test_a_wrong_state_dict_is_refused_key_by_key() -> None:
         layer.load_state_dict({k: v for k, v in state.items() if k != "w_scale"})
     with pytest.raises(RuntimeError, match=r"Unexpected key.*x_scale"):
         layer.load_state_dict({**state, "x_scale": torch.ones(1, 1)})
+
+
+def test_rows_found_elsewhere_are_taken_and_checked() -> None:
+    float_layer = nn.Linear(72, 20)
+    layer, other = W4A8Linear.from_float(float_layer), W4A8Linear(72, 20)
+    other.set_rows(layer.quantized_rows())
+    assert torch.equal(other.dequantize().weight, layer.dequantize().weight)
+    grouped = W4A8Linear.from_float(float_layer, group_size=64).quantized_rows()
+    with pytest.raises(ShapeError, match="with groups"):
+        other.set_rows(grouped)
+    with pytest.raises(ShapeError, match=r"rows \[20, 128\]"):
+        W4A8Linear(200, 20).set_rows(layer.quantized_rows())
 
 
 def test_an_automatic_backend_is_chosen_again_on_another_device() -> None:
