@@ -123,10 +123,12 @@ def load_component(folder: Path, name: str, entry: list[str], dtype: torch.dtype
     # imported here: this module must not load it where nothing is loaded
     from safetensors import SafetensorError
 
+    # diffusers' other way of loading needs accelerate, and warns at every load without it
+    options = {"low_cpu_mem_usage": False} if entry[0] == "diffusers" else {}
     try:
         with _quiet_libraries():
             module, info = cls.from_pretrained(
-                path, local_files_only=True, output_loading_info=True
+                path, local_files_only=True, output_loading_info=True, **options
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
