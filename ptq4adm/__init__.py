@@ -7,8 +7,6 @@ costs little and works where an optional part (an audio library, a compiled kern
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from ptq4adm.models import shipped_pipeline_path
     from ptq4adm.models.pipeline import TextToAudioPipeline
     from ptq4adm.nn import W4A8Conv2d, W4A8Linear, W8A8Conv2d, W8A8Linear
-    from ptq4adm.quantize import (
+    from ptq4adm.quantization import (
         QuantPlan,
         calibrate,
         load_pipeline,
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Calibration": "ptq4adm.calibration",
-    "calibrate": "ptq4adm.quantize",
+    "calibrate": "ptq4adm.quantization",
     "QuantConfig": "ptq4adm.config",
     "Scheme": "ptq4adm.config",
     "Ptq4admError": "ptq4adm.errors",
@@ -41,11 +39,11 @@ _HOME = {
     "W4A8Linear": "ptq4adm.nn",
     "W8A8Conv2d": "ptq4adm.nn",
     "W8A8Linear": "ptq4adm.nn",
-    "QuantPlan": "ptq4adm.quantize",
-    "load_pipeline": "ptq4adm.quantize",
-    "plan": "ptq4adm.quantize",
-    "quantize": "ptq4adm.quantize",
-    "save_pipeline": "ptq4adm.quantize",
+    "QuantPlan": "ptq4adm.quantization",
+    "load_pipeline": "ptq4adm.quantization",
+    "plan": "ptq4adm.quantization",
+    "quantize": "ptq4adm.quantization",
+    "save_pipeline": "ptq4adm.quantization",
 }
 
 __all__ = [
@@ -79,18 +77,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Root(ModuleType):
-    """Keeps `ptq4adm.quantize` the function: the room of that name would be bound over it.
-
-    Importing a submodule assigns it to its package, whenever and by whomever that is done.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "quantize" and isinstance(value, ModuleType):
-            value = value.quantize
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Root

@@ -131,7 +131,7 @@ def make_tiny_pipeline(folder: Path, *, seed: int) -> None:
 @pytest.fixture(scope="session")
 def tiny_calibration(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """File of a calibration of `tiny_pipeline`: two prompts, four steps, four buckets."""
-    from ptq4adm.quantize import calibrate, load_pipeline
+    from ptq4adm.quantization import calibrate, load_pipeline
 
     path = tmp_path_factory.mktemp("calibrations") / "tiny.safetensors"
     pipe = load_pipeline(tiny_pipeline)

@@ -313,7 +313,7 @@ def test_an_interruption_while_saving_leaves_nothing(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    room = sys.modules["ptq4adm.quantize"]
+    room = sys.modules["ptq4adm.quantization"]
     with monkeypatch.context() as patch:
         patch.setattr(room, "save_denoiser", interrupt)
         arguments = ["quantize", str(tiny_pipeline), "-o", str(tmp_path / "out")]
@@ -328,7 +328,7 @@ def test_a_termination_while_saving_leaves_nothing(
     tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handler = signal.getsignal(signal.SIGTERM)
-    room = sys.modules["ptq4adm.quantize"]
+    room = sys.modules["ptq4adm.quantization"]
     monkeypatch.setattr(room, "save_denoiser", lambda *_: signal.raise_signal(signal.SIGTERM))
     arguments = ["quantize", str(tiny_pipeline), "-o", str(tmp_path / "out")]
     assert main([*arguments, "--activation", "dynamic"]) == 128 + signal.SIGTERM

@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "packing.checkpoint": {"errors", "config", "nn", "packing.layout"},
     "packing": {"packing.layout"},
     "models": {"errors", "protocols", "config", "nn", "packing.layout", "packing.checkpoint"},
-    "quantize": {
+    "quantization": {
         "errors", "protocols", "config", "packing.layout", "packing.checkpoint", "quant",
         "calibration", "nn", "ops", "models",
     },

@@ -59,3 +59,12 @@ def test_import_is_light(heavy: str) -> None:
     code = f"import sys, ptq4adm; sys.exit({heavy!r} in sys.modules)"
     done = subprocess.run([sys.executable, "-P", "-c", code], cwd=ROOT, check=False)
     assert done.returncode == 0, f"import ptq4adm imports {heavy}"
+
+
+def test_no_public_name_is_a_room() -> None:
+    # importing a submodule binds it to the package under its name, over what stood there
+    import ptq4adm
+
+    rooms = {p.stem for p in (ROOT / "ptq4adm").iterdir() if p.suffix == ".py" or p.is_dir()}
+    assert rooms.isdisjoint(ptq4adm.__all__)
+    assert callable(ptq4adm.quantize)

@@ -24,7 +24,7 @@ from ptq4adm.config import QuantConfig
 if TYPE_CHECKING:
     from ptq4adm.calibration import Calibration
     from ptq4adm.models import TextToAudioPipeline
-    from ptq4adm.quantize import QuantPlan
+    from ptq4adm.quantization import QuantPlan
 
 _MB = 1e6
 _BUCKETS = 10
@@ -157,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ptq4adm.models.pipeline import check_device
     from ptq4adm.ops import resolve_backend
-    from ptq4adm.quantize import check_output, load_pipeline, plan, quantize, save_pipeline
+    from ptq4adm.quantization import check_output, load_pipeline, plan, quantize, save_pipeline
 
     # everything that can be refused is refused before the minutes of calibration
     if not args.dry_run:
@@ -203,7 +203,7 @@ def _calibrate(
     planned: QuantPlan,
 ) -> Calibration:
     from ptq4adm.calibration import default_prompts
-    from ptq4adm.quantize import calibrate
+    from ptq4adm.quantization import calibrate
 
     texts = default_prompts() if prompts is None else list(prompts)
     steps = pipe.defaults.steps if args.steps is None else args.steps
@@ -237,7 +237,7 @@ def _seconds_per_step(
     args: argparse.Namespace, pipe: TextToAudioPipeline, prompts: Sequence[str]
 ) -> float:
     """Time one recorded step of one batch, after a first one that warms up."""
-    from ptq4adm.quantize import calibrate
+    from ptq4adm.quantization import calibrate
 
     seconds = 0.0
     for _ in range(2):

@@ -32,7 +32,7 @@ from ptq4adm.packing.checkpoint import (
     quantization_config,
     save_denoiser,
 )
-from ptq4adm.quantize import load_pipeline, quantize
+from ptq4adm.quantization import load_pipeline, quantize
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 FAST: dict[str, Any] = {"weight_observer": "absmax", "activation_observer": "absmax"}

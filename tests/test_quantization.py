@@ -30,7 +30,7 @@ from ptq4adm.errors import (
 from ptq4adm.models import TextToAudioPipeline, real_unet
 from ptq4adm.nn import HalfConv2d, W4A8Conv2d, W4A8Linear, W8Linear, resident_bytes
 from ptq4adm.nn.base import StorageLayer
-from ptq4adm.quantize import (
+from ptq4adm.quantization import (
     calibrate,
     load_pipeline,
     plan,
@@ -300,7 +300,7 @@ class TestRefused:
             return W8Linear(4, 4)
 
         # by the module object: the package shows the function of the same name instead
-        room = importlib.import_module("ptq4adm.quantize")
+        room = importlib.import_module("ptq4adm.quantization")
         monkeypatch.setattr(room, "quantized_layer", interrupted)
         with pytest.raises(KeyboardInterrupt):
             quantize(pipe, calibration=calibration, progress=False)
