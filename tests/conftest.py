@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+import ptq4adm
+
+if TYPE_CHECKING:
+    from ptq4adm import Calibration, TextToAudioPipeline
 
 TEXT_WIDTH = 64
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # Roberta's order: pad is 1
@@ -137,3 +144,32 @@ def tiny_calibration(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFacto
     pipe = load_pipeline(tiny_pipeline)
     calibrate(pipe, ["a dog barks", "a bell rings"], steps=4, progress=False).save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def float_pipe(tiny_pipeline: Path) -> TextToAudioPipeline:
+    """Never quantized: tests that quantize take `pipe`."""
+    return ptq4adm.load_pipeline(tiny_pipeline)
+
+
+@pytest.fixture
+def pipe(float_pipe: TextToAudioPipeline) -> TextToAudioPipeline:
+    """A copy that a test may quantize."""
+    twin = copy.copy(float_pipe)
+    twin.unet = copy.deepcopy(float_pipe.unet)
+    return twin
+
+
+@pytest.fixture(scope="session")
+def calibration(tiny_calibration: Path) -> Calibration:
+    return ptq4adm.Calibration.load(tiny_calibration)
+
+
+@pytest.fixture(scope="session")
+def quantized(float_pipe: TextToAudioPipeline, calibration: Calibration) -> TextToAudioPipeline:
+    """W4A8 with scales that take no search: read it."""
+    twin = copy.copy(float_pipe)
+    twin.unet = copy.deepcopy(float_pipe.unet)
+    config = ptq4adm.QuantConfig(weight_observer="absmax", activation_observer="absmax")
+    ptq4adm.quantize(twin, config, calibration, progress=False)
+    return twin

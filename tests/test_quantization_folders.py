@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +17,6 @@ from ptq4adm.quantization import check_output, load_pipeline, quantize, save_pip
 
 PROMPTS = ["a dog barks", "rain"]
 FAST: dict[str, Any] = {"weight_observer": "absmax", "activation_observer": "absmax"}
-
-
-@pytest.fixture(scope="module")
-def float_pipe(tiny_pipeline: Path) -> TextToAudioPipeline:
-    """Never quantized: tests that quantize take `pipe`."""
-    return load_pipeline(tiny_pipeline)
-
-
-@pytest.fixture
-def pipe(float_pipe: TextToAudioPipeline) -> TextToAudioPipeline:
-    twin = copy.copy(float_pipe)
-    twin.unet = copy.deepcopy(float_pipe.unet)
-    return twin
-
-
-@pytest.fixture(scope="module")
-def calibration(tiny_calibration: Path) -> Calibration:
-    return Calibration.load(tiny_calibration)
-
-
-@pytest.fixture(scope="module")
-def quantized(float_pipe: TextToAudioPipeline, calibration: Calibration) -> TextToAudioPipeline:
-    """W4A8: read it."""
-    twin = copy.copy(float_pipe)
-    twin.unet = copy.deepcopy(float_pipe.unet)
-    quantize(twin, QuantConfig(**FAST), calibration, progress=False)
-    return twin
 
 
 def _latents(pipe: TextToAudioPipeline, steps: int = 4) -> Tensor:
