@@ -25,10 +25,13 @@ from setuptools.errors import CompileError
 CHOICES = ("auto", "python", "cpu", "cuda")
 SOURCES = (
     "csrc/bindings/cpu_module.cpp",
+    "csrc/bindings/roofline.cpp",
     "csrc/cpu/kernels_avx2.cpp",
     "csrc/cpu/kernels_scalar.cpp",
     "csrc/cpu/matmul.cpp",
     "csrc/cpu/quantize.cpp",
+    "csrc/cpu/roofline.cpp",
+    "csrc/cpu/sampler.cpp",
     "csrc/cpu/select.cpp",
 )
 HEADERS = (
@@ -37,6 +40,8 @@ HEADERS = (
     "csrc/cpu/matmul.h",
     "csrc/cpu/parallel.h",
     "csrc/cpu/quantize.h",
+    "csrc/cpu/roofline.h",
+    "csrc/cpu/sampler.h",
 )
 # ffp-contract: a fused multiply-add would make the float epilogue differ between instruction sets
 FLAGS = ["-std=c++17", "-O3", "-Wall", "-Wextra", "-ffp-contract=off", "-fvisibility=hidden"]
@@ -101,7 +106,8 @@ class BuildExtension(build_ext):
         build_folder.mkdir(parents=True, exist_ok=True)
         jobs = []
         for source in map(Path, ext.sources):
-            target = build_folder / f"{source.stem}.o"
+            # the folder is part of the name: bindings/roofline.cpp binds cpu/roofline.cpp
+            target = build_folder / f"{source.parent.name}_{source.stem}.o"
             flags = FILE_FLAGS.get(source.name, [])
             jobs.append(([*command, *flags], source.resolve(), target))
         if shutil.which("ninja"):

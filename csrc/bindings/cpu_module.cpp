@@ -13,6 +13,8 @@
 namespace py = pybind11;
 using namespace py::literals;
 
+void bind_roofline(py::module_& module);  // roofline.cpp
+
 namespace {
 
 using Address = std::uintptr_t;  // 0 is a null pointer
@@ -88,4 +90,5 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("best_isa", [] { return ptq4adm::select_kernels("auto").name; },
              "Instruction set that this processor runs.");
   module.def("threading", &ptq4adm::threading, "OpenMP or std::thread.");
+  bind_roofline(module);
 }
