@@ -19,7 +19,20 @@ def kernels(job: dict[str, Any], progress: bool) -> dict[str, Any]:
     return measure(parsed, parsed.layers(), progress=progress)
 
 
-REQUESTS: dict[str, Callable[..., Any]] = {"kernels": kernels}
+def _of_unet_process(name: str) -> Callable[..., Any]:
+    def call(**arguments: Any) -> Any:
+        from ptq4adm.bench import unet_process
+
+        return getattr(unet_process, name)(**arguments)
+
+    return call
+
+
+_UNET_REQUESTS = ("convert_unet", "open_unet", "save_step", "time_step", "memory")
+REQUESTS: dict[str, Callable[..., Any]] = {
+    "kernels": kernels,
+    **{name: _of_unet_process(name) for name in _UNET_REQUESTS},
+}
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
