@@ -6,6 +6,7 @@ Which instructions a variant executes is sampled once for each kind of layer, on
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -26,7 +27,7 @@ from ptq4adm.ops.machine import measure_peak, peak_kinds, sample_instructions, s
 QUICK_SHAPES = 2  # of each kind
 _QUICK_SECONDS, _FULL_SECONDS = 0.3, 1.5
 _SAMPLE_SECONDS = 0.2
-_PEAK_MS = 100.0
+_PEAK_MS, _PEAK_TRIES = 40.0, 5
 
 
 @dataclass(frozen=True)
@@ -157,16 +158,17 @@ def measure(
 
 
 def measure_peaks(threads: int) -> list[dict[str, Any]]:
-    """Ceilings of this machine on one thread and on `threads`: one row each."""
+    """Ceilings of this machine on one thread and on `threads`: one row each, the best of five."""
     kinds = [kind for kind, reason in peak_kinds().items() if not reason]
+    best: dict[tuple[str, int], float] = {}
+    for _ in range(_PEAK_TRIES):
+        for kind in kinds:
+            for count in sorted({1, threads}):
+                rate = measure_peak(kind, milliseconds=_PEAK_MS, threads=count)
+                best[kind, count] = max(rate, best.get((kind, count), 0.0))
     return [
-        {
-            "peak": kind,
-            "threads": count,
-            "giga_a_second": round(measure_peak(kind, milliseconds=_PEAK_MS, threads=count), 1),
-        }
-        for kind in kinds
-        for count in sorted({1, threads})
+        {"peak": kind, "threads": count, "giga_a_second": round(rate, 1)}
+        for (kind, count), rate in best.items()
     ]
 
 
@@ -207,18 +209,18 @@ def _measure_shape(
             "error": _rounded(errors[variant.name]),
         }
         if is_sampled:
-            row["sampled"] = _executed_isa(variant, timing.median_s)
+            row["sampled"] = _executed_isa(variant)
         rows.append(row)
     return rows
 
 
-def _executed_isa(variant: Variant, seconds_a_call: float) -> str:
+def _executed_isa(variant: Variant) -> str:
     if variant.name == QUANTIZE or sampler_missing():
         return "?"
-    calls = max(1, round(_SAMPLE_SECONDS / max(seconds_a_call, 1e-6)))
 
     def work() -> None:
-        for _ in range(calls):
+        start = time.process_time()
+        while time.process_time() < start + _SAMPLE_SECONDS:
             variant.run()
 
     threads = torch.get_num_threads()

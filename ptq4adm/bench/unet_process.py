@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,9 @@ def open_unet(model: str, variant: str, bits: int, threads: int, folder: str) ->
     if variant in (OPENVINO_FLOAT, OPENVINO_INT8):
         step, weights = _openvino_step(model, _ir_path(folder, model, variant), threads)
     elif variant == FLOAT:
-        unet = _float_unet(model).to(memory_format=torch.channels_last)
+        unet = _float_unet(model)
+        # mypy knows no overload with memory_format alone
+        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if variant in PREPARE:
             PREPARE[variant](unet, model)
         step, weights = _torch_step(unet, model), 4 * sum(p.numel() for p in unet.parameters())
@@ -205,13 +208,13 @@ class _RandomInputs(UNet2DAdapter):
 class _Positional(nn.Module):
     """A UNet with tensors for arguments, as converters want it."""
 
-    def __init__(self, unet: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, unet: nn.Module, name: str) -> None:
         super().__init__()
-        self.unet, self.names = unet, tuple(names)
+        self.unet, self.name = unet, name
 
     def forward(self, latents: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
         arguments: dict[str, Tensor | None] = {"encoder_hidden_states": None}
-        arguments[self.names[0]] = condition
+        arguments[self.name] = condition
         result: Tensor = self.unet(latents, timestep, **arguments, return_dict=False)[0]
         return result
 
@@ -231,8 +234,9 @@ def _converted(model: str) -> Any:
     import openvino
 
     example, name = _example(model)
-    wrapped = _Positional(_float_unet(model), [name])
-    with torch.no_grad():
+    wrapped = _Positional(_float_unet(model), name)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the sizes that tracing fixes are those that are run
         return openvino.convert_model(
             wrapped, example_input=example, input=[list(t.shape) for t in example]
         )

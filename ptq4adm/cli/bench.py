@@ -6,10 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ptq4adm.cli.options import add_output_options, print_result, whole_number
+from ptq4adm.cli.options import add_output_options, note, print_result, whole_number
 from ptq4adm.errors import BackendUnavailableError, ConfigError
 
 _QUICK_MODELS = ("audioldm-s",)
+# what is printed as JSON, tables of rows to save, what is printed as text
+_Outcome = tuple[dict[str, Any], dict[str, list[dict[str, Any]]], str]
 
 
 def add_command(commands: Any) -> None:
@@ -46,6 +48,12 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="few shapes, less than a minute")
     parser.add_argument("--seconds", type=float, metavar="S", help="timing of one shape")
+    parser.add_argument(
+        "--unet", metavar="NAME", help="time whole steps of this model instead of its layers"
+    )
+    parser.add_argument(
+        "--rounds", type=whole_number, default=5, metavar="N", help="steps of each with --unet"
+    )
     parser.add_argument("--results", type=Path, metavar="DIR", help="folder of CSV rows to add to")
     add_output_options(parser)
     parser.set_defaults(run=run, parser=parser, when_interrupted="no rows were written")
@@ -61,12 +69,24 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--seconds {args.seconds}: expected a positive number")
     import torch
 
-    from ptq4adm.bench import kernels, report, store
+    from ptq4adm.bench import store
 
     threads = args.threads or torch.get_num_threads()
-    defaults = _QUICK_MODELS if args.quick else kernels.KernelJob.models
+    if args.unet is not None:
+        result, tables, text = _run_unet(args, threads)
+    else:
+        result, tables, text = _run_kernels(args, threads)
+    if args.results is not None:
+        store.save_result(args.results, result["run"], tables)
+    print_result(args, result, text)
+    return 0
+
+
+def _run_kernels(args: argparse.Namespace, threads: int) -> _Outcome:
+    from ptq4adm.bench import kernels, report, store
+
     job = kernels.KernelJob(
-        models=tuple(args.model or defaults),
+        models=tuple(args.model or (_QUICK_MODELS if args.quick else kernels.KernelJob.models)),
         kinds=tuple(args.kind or kernels.KernelJob.kinds),
         isa=args.isa,
         threads=threads,
@@ -77,8 +97,16 @@ def run(args: argparse.Namespace) -> int:
     )
     result = kernels.run_kernels(job, progress=not args.quiet)
     result["ratios"] = report.group_ratios(result["rows"])
-    if args.results is not None:
-        tables = {store.KERNELS: result["rows"], store.PEAKS: result["peaks"]}
-        store.save_result(args.results, result["run"], tables)
-    print_result(args, result, report.format_result(result))
-    return 0
+    tables = {store.KERNELS: result["rows"], store.PEAKS: result["peaks"]}
+    return result, tables, report.format_result(result)
+
+
+def _run_unet(args: argparse.Namespace, threads: int) -> _Outcome:
+    from ptq4adm.bench import store, unet
+
+    job = unet.UNetJob(
+        model=args.unet, isa=args.isa, threads=threads, rounds=args.rounds, bits=args.bits
+    )
+    note(args, f"{args.unet}: every variant is made first; this takes a minute or more")
+    result = unet.run_unet(job, progress=not args.quiet)
+    return result, {store.UNET: result["rows"]}, unet.format_unet(result)
