@@ -133,6 +133,7 @@ def run_unet(job: UNetJob, *, progress: bool = True) -> dict[str, Any]:
                 variant=name,
                 bits=job.bits,
                 threads=job.threads,
+                isa=job.isa,
                 folder=str(models),
             )
             bar.update()

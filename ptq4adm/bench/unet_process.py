@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ptq4adm.bench.peers.open_vino import cpu_config
+from ptq4adm.bench.process import AVX2, NATIVE, kernel_isa
 from ptq4adm.bench.shapes import TIMESTEP, model_spec, step_inputs
 from ptq4adm.bench.unet import DYNAMIC, FLOAT, OPENVINO_FLOAT, OPENVINO_INT8, STATIC
 from ptq4adm.errors import BenchmarkError
@@ -45,7 +47,9 @@ class _Open:
 _open: list[_Open] = []
 
 
-def open_unet(model: str, variant: str, bits: int, threads: int, folder: str) -> dict[str, Any]:
+def open_unet(
+    model: str, variant: str, *, bits: int, threads: int, isa: str, folder: str
+) -> dict[str, Any]:
     """Make one variant.
 
     Args:
@@ -53,12 +57,19 @@ def open_unet(model: str, variant: str, bits: int, threads: int, folder: str) ->
         variant: a name of `unet.TOLERANCES`.
         bits: 4 or 8, of this package's weights.
         threads: of the steps.
+        isa: one of `process.ISAS`, for this package's kernels; the environment of the process
+            holds for the others.
         folder: where `convert_unet` put OpenVINO's files.
 
     Returns:
         ``weights_mb``, ``build_s`` and ``variant_isa``.
+
+    Raises:
+        BenchmarkError: if this package's kernels were seen to run other instructions than allowed.
     """
     torch.set_num_threads(threads)
+    if isa != NATIVE:
+        limit_isa(kernel_isa(isa))
     started = time.perf_counter()
     if variant in (OPENVINO_FLOAT, OPENVINO_INT8):
         step, weights = _openvino_step(model, _ir_path(folder, model, variant), threads)
@@ -73,12 +84,17 @@ def open_unet(model: str, variant: str, bits: int, threads: int, folder: str) ->
         step, weights = _own_step(model, variant, bits)
     build_s = time.perf_counter() - started
     step()
-    isa = "?" if sampler_missing() else sample_instructions(step).isa()
+    executed = "?" if sampler_missing() else sample_instructions(step).isa()
+    if isa == AVX2 and variant in (STATIC, DYNAMIC) and "avx512" in executed:
+        raise BenchmarkError(
+            f"{variant} of {model} ran {executed} although isa is {isa}: a kernel is called past "
+            "ptq4adm.bench.unet_process.limit_isa; give its call the keyword isa"
+        )
     _open[:] = [_Open(step, _reset_peak())]
     return {
         "weights_mb": round(weights / MB, 1),
         "build_s": round(build_s, 1),
-        "variant_isa": isa,
+        "variant_isa": executed,
     }
 
 
@@ -136,6 +152,40 @@ def convert_unet(model: str, is_int8: bool, threads: int, folder: str) -> None:
             ),
         )
         _save_ir(quantized, _ir_path(folder, model, OPENVINO_INT8))
+
+
+def limit_isa(isa: str) -> None:
+    """Make every kernel call of this process that leaves the instruction set open use this one.
+
+    Layers do not name an instruction set; only benchmarks want another than the best, and a process
+    of theirs ends soon.
+
+    Args:
+        isa: a name that the compiled module knows.
+    """
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith("ptq4adm.ops") and hasattr(module, "_cpu"):
+            module._cpu = _Limited(module._cpu, isa)  # type: ignore[attr-defined]
+
+
+class _Limited:
+    """The compiled module with another meaning of ``isa="auto"``."""
+
+    def __init__(self, module: Any, isa: str) -> None:
+        self._module, self._isa = module, isa
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._module, name)
+        if isinstance(found, type) or not callable(found):
+            return found
+
+        def call(*args: Any, **keywords: Any) -> Any:
+            if keywords.get("isa") == "auto":
+                keywords["isa"] = self._isa
+            return found(*args, **keywords)
+
+        setattr(self, name, call)  # the next look-up finds it at once
+        return call
 
 
 # --- variants -----------------------------------------------------------------------------------

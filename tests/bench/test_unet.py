@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -96,7 +97,7 @@ def test_static_scales_are_static(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(unet_process, "_torch_step", remember)
     for variant, is_static in ((STATIC, True), (DYNAMIC, False)):
-        unet_process.open_unet("tiny", variant, 4, 1, "")
+        unet_process.open_unet("tiny", variant, bits=4, threads=1, isa=NATIVE, folder="")
         layers = [m for m in seen[-1].modules() if isinstance(m, W4A8Conv2d)]
         assert layers
         assert {layer.is_static for layer in layers} == {is_static}
@@ -119,8 +120,32 @@ def test_a_wrong_output_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_preparing_hooks_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared: list[str] = []
     monkeypatch.setitem(unet_process.PREPARE, FLOAT, lambda _, model: prepared.append(model))
-    unet_process.open_unet("tiny", FLOAT, 4, 1, "")
+    unet_process.open_unet("tiny", FLOAT, bits=4, threads=1, isa=NATIVE, folder="")
     assert prepared == ["tiny"]
+
+
+@needs_module
+def test_layers_can_be_held_to_an_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Module:
+        Conv2dShape = cpu._cpu.Conv2dShape
+        best_isa = staticmethod(cpu._cpu.best_isa)
+
+        @staticmethod
+        def quantize_int8(**keywords: Any) -> bool:
+            asked.append(keywords["isa"])
+            return True
+
+    for module in [m for name, m in sys.modules.items() if name.startswith("ptq4adm.ops")]:
+        if hasattr(module, "_cpu"):  # so that every one is restored
+            monkeypatch.setattr(module, "_cpu", Module if module is cpu else module._cpu)
+    unet_process.limit_isa("scalar")
+    cpu.quantize_int8(torch.ones(3))
+    cpu.quantize_int8(torch.ones(3), isa="avx2")
+    assert asked == ["scalar", "avx2"]
+    assert cpu._cpu.Conv2dShape is Module.Conv2dShape
+    assert cpu.default_isa() == Module.best_isa()
 
 
 @pytest.mark.parametrize(
