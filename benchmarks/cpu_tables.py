@@ -71,7 +71,7 @@ def unet_table(results: Path) -> str:
                 f"{float(base['median_s']) / seconds:.2f}",
                 "" if own is None else f"{seconds / own:.2f}",
                 f"{float(row['weights_mb']):.0f} MB",
-                f"{float(row['peak_mb']):.0f} MB",
+                f"{float(row['peak_mb']):.0f} ({float(row['anonymous_mb']):.0f}) MB",
                 f"{float(row['error']):.2g}",
             ]
         )
@@ -82,7 +82,7 @@ def unet_table(results: Path) -> str:
         "times faster than torch-fp32",
         "ptq4adm's better one is faster by",
         "weights",
-        "peak memory of the process",
+        "peak memory of the process (now, without files)",
         "relative error",
     ]
     return markdown(

@@ -112,15 +112,22 @@ def time_step() -> float:
 
 
 def memory() -> dict[str, Any]:
-    """Peak and present resident memory of this process, libraries included, in 10^6 bytes."""
+    """Resident memory of this process, libraries included, in 10^6 bytes.
+
+    Returns:
+        ``peak_mb`` since the steps began, ``resident_mb`` now, ``anonymous_mb`` of it without pages
+        of files (a mapped weight file can be dropped and read again), ``peak_of``: what the peak
+        saw.
+    """
     status = dict(
         line.split(":", 1)
         for line in Path("/proc/self/status").read_text().splitlines()
         if ":" in line
     )
     return {
-        "peak_mb": round(_kib(status["VmHWM"]) * 1024 / MB, 1),
-        "resident_mb": round(_kib(status["VmRSS"]) * 1024 / MB, 1),
+        "peak_mb": _megabytes(status["VmHWM"]),
+        "resident_mb": _megabytes(status["VmRSS"]),
+        "anonymous_mb": _megabytes(status["RssAnon"]),
         "peak_of": "steps" if _opened().was_peak_reset else "build and steps",
     }
 
@@ -331,8 +338,9 @@ def _opened() -> _Open:
     return _open[0]
 
 
-def _kib(value: str) -> int:
-    return int(value.split()[0])
+def _megabytes(kib: str) -> float:
+    """10^6 bytes of an entry such as ``1024 kB``."""
+    return round(int(kib.split()[0]) * 1024 / MB, 1)
 
 
 def _reset_peak() -> bool:
