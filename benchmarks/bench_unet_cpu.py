@@ -1,6 +1,6 @@
 """One step of AudioLDM-S and TANGO on the CPU: W4A8, PyTorch float32, OpenVINO float32 and int8.
 
-    python benchmarks/bench_unet_cpu.py [--models audioldm-s tango] [--isa native] [--rounds 5]
+    python benchmarks/bench_unet_cpu.py [--models audioldm-s tango] [--isa native avx2] [--rounds 5]
 
 Random weights, batch 2 (guidance), latents of 10.24 s. Every variant has a process of its own, so
 TANGO needs about 16 GB of memory and 5 GB of disk for the converted models (`--cache` keeps them).
@@ -10,6 +10,8 @@ Rows go to benchmarks/results/cpu-unet.csv.
 from __future__ import annotations
 
 import argparse
+import itertools
+import tempfile
 from pathlib import Path
 
 import torch
@@ -30,15 +32,16 @@ def main() -> None:
         "--models", nargs="*", default=["audioldm-s", "tango"], choices=list(MODELS)
     )
     parser.add_argument("--variants", nargs="*", default=list(TOLERANCES), choices=list(TOLERANCES))
-    parser.add_argument("--isa", nargs="*", default=["native"], choices=ISAS)
+    parser.add_argument("--isa", nargs="*", default=list(ISAS), choices=ISAS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--bits", type=int, default=4, choices=(4, 8))
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each variant")
     parser.add_argument("--cache", type=Path, default=None, help="folder for converted models")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
-    for isa in arguments.isa:
-        for model in arguments.models:
+    with tempfile.TemporaryDirectory(prefix="ptq4adm-bench-") as folder:
+        cache = arguments.cache or Path(folder)
+        for model, isa in itertools.product(arguments.models, arguments.isa):
             job = UNetJob(
                 model=model,
                 variants=tuple(arguments.variants),
@@ -46,13 +49,13 @@ def main() -> None:
                 threads=arguments.threads,
                 rounds=arguments.rounds,
                 bits=arguments.bits,
-                cache=arguments.cache,
+                cache=cache,
             )
             result = run_unet(job)
             result["run"]["commit"] = environment(ROOT)["commit"]
             print(format_unet(result))
             saved = save_result(arguments.results, result["run"], {UNET: result["rows"]})
-            print(f"\nsaved as {saved}\n")
+            print(f"\nsaved as {saved}\n", flush=True)
 
 
 if __name__ == "__main__":

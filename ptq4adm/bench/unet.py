@@ -32,10 +32,10 @@ OPENVINO_FLOAT, OPENVINO_INT8 = "openvino-fp32", "openvino-int8"
 # weights answers noise with noise: 4 bits cost it more than a trained one.
 TOLERANCES = {
     FLOAT: 1e-6,
-    STATIC: 0.6,
-    DYNAMIC: 0.6,
+    STATIC: 0.4,
+    DYNAMIC: 0.4,
     OPENVINO_FLOAT: 1e-3,
-    OPENVINO_INT8: 0.3,
+    OPENVINO_INT8: 0.15,
 }
 _REST_SECONDS = 0.05  # waiting threads of the variant before go to sleep
 

@@ -2,8 +2,8 @@
 
 Linear layers: MatMul; DynamicQuantizeLinear and MatMulInteger (8 bits, dynamic); MatMulNBits with
 int8 accumulation (`accuracy_level=4`) and blocks of 32 or 128 weights, its 4-bit kernel.
-Convolutions: Conv, and QuantizeLinear with QLinearConv (8 bits in and out). They get NCHW memory,
-the layout that these kernels expect.
+Convolutions: Conv on NCHW memory, and QuantizeLinear with QLinearConv (8 bits in and out) on NHWC
+memory between transpositions, which it cancels: each the faster of the two layouts for it.
 """
 
 from __future__ import annotations
@@ -213,7 +213,8 @@ def _int8_conv(problem: Problem) -> Variant:
     graph = _Graph()
     x_scale = graph.constant("x_scale", np.float32(affine.scale))
     x_zero = graph.constant("x_zero", np.uint8(affine.zero_point))
-    x_q = graph.node("QuantizeLinear", ["x", x_scale, x_zero], ["x_q"])
+    x_q = graph.node("QuantizeLinear", ["x", x_scale, x_zero], ["x_q_nhwc"])
+    x_q = graph.node("Transpose", [x_q], ["x_q"], perm=[0, 3, 1, 2])
     if problem.shape.is_upsampled:
         x_q = graph.resize(x_q)
     bias = torch.round(problem.bias / (w_scale * affine.scale)).to(torch.int32)
@@ -228,10 +229,11 @@ def _int8_conv(problem: Problem) -> Variant:
         graph.constant("y_zero", np.uint8(out.zero_point)),
         graph.constant("b", bias.numpy()),
     ]
-    graph.node("QLinearConv", inputs, ["y"], **_conv_attributes(problem))
-    run = graph.compile(problem.x.contiguous(), TensorProto.UINT8, problem.threads)
+    y = graph.node("QLinearConv", inputs, ["y_nchw"], **_conv_attributes(problem))
+    graph.node("Transpose", [y], ["y"], perm=[0, 2, 3, 1])
+    run = graph.compile(problem.x.permute(0, 2, 3, 1), TensorProto.UINT8, problem.threads)
 
     def rows(y: Any) -> Tensor:
-        return nchw_rows((_numpy(y).float() - out.zero_point) * out.scale)
+        return (_numpy(y).float().flatten(0, 2) - out.zero_point) * out.scale
 
     return Variant("onnxruntime-int8", run, rows, INT8_TOLERANCE)

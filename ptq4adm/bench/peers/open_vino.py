@@ -7,6 +7,7 @@ a channel. Whole models are quantized by NNCF itself (`ptq4adm.bench.unet`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from ptq4adm.bench.peers.base import (
     package_version,
     symmetric_weight,
 )
-from ptq4adm.bench.problem import Problem, Variant, nchw_rows
+from ptq4adm.bench.problem import Problem, Variant
 
 _LEVELS = 256
+_TO_NCHW, _TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
 class OpenVino:
@@ -62,36 +64,45 @@ def _variant(problem: Problem, name: str, *, is_int8: bool) -> Variant:
     import openvino
     from openvino import opset13 as operators
 
-    # NCHW is the layout that the runtime converts from and to
-    x = problem.x if problem.is_linear else problem.x.contiguous()
+    # NHWC outside: the memory that its convolutions work on, up to 2.4 times faster here than NCHW
+    x = problem.x if problem.is_linear else problem.x.permute(0, 2, 3, 1)
     parameter = operators.parameter(list(x.shape), np.float32, name="x")
-    node: Any = parameter
-    if problem.shape.is_upsampled:
-        node = _doubled(node)
-    weight: Any
-    if is_int8:
-        node = _fake_quantized(node, problem.x)
-        w_q, w_scale = symmetric_weight(problem.weight)
-        per_channel = w_scale.reshape(-1, *(1,) * (problem.weight.dim() - 1)).numpy()
-        integers = operators.constant(w_q.contiguous().numpy())
-        weight = operators.multiply(operators.convert(integers, np.float32), per_channel)
-    else:
-        weight = operators.constant(problem.weight.contiguous().numpy())
+    node: Any = _fake_quantized(parameter, problem.x) if is_int8 else parameter
+    weight = _weight_node(problem.weight, is_int8)
     if problem.is_linear:
         node = operators.matmul(node, weight, False, True)
         node = operators.add(node, operators.constant(problem.bias.numpy()[None]))
     else:
-        stride, padding = [problem.shape.stride] * 2, [problem.padding] * 2
-        node = operators.convolution(node, weight, stride, padding, padding, [1, 1])
-        node = operators.add(node, problem.bias.numpy().reshape(1, -1, 1, 1))
+        node = _convolution(problem, node, weight)
     model = openvino.Model([node], [parameter], "layer")
     compiled = openvino.Core().compile_model(model, "CPU", cpu_config(problem.threads))
     request = compiled.create_infer_request()
-    given = openvino.Tensor(x.numpy())  # a copy: shared memory would die with the local x
-    request.set_input_tensor(given)
+    request.set_input_tensor(openvino.Tensor(x.numpy()))  # a copy: shared memory could be freed
     tolerance = INT8_TOLERANCE if is_int8 else FLOAT_TOLERANCE
-    rows = _matrix if problem.is_linear else _conv_rows
-    return Variant(name, _runner(request), rows, tolerance)
+    return Variant(name, _runner(request), partial(_rows, N=problem.shape.N), tolerance)
+
+
+def _weight_node(weight: Tensor, is_int8: bool) -> Any:
+    from openvino import opset13 as operators
+
+    if not is_int8:
+        return operators.constant(weight.contiguous().numpy())
+    w_q, w_scale = symmetric_weight(weight)
+    per_channel = w_scale.reshape(-1, *(1,) * (weight.dim() - 1)).numpy()
+    integers = operators.constant(w_q.contiguous().numpy())
+    return operators.multiply(operators.convert(integers, np.float32), per_channel)
+
+
+def _convolution(problem: Problem, node: Any, weight: Any) -> Any:
+    from openvino import opset13 as operators
+
+    node = operators.transpose(node, operators.constant(np.array(_TO_NCHW)))
+    if problem.shape.is_upsampled:
+        node = _doubled(node)
+    stride, padding = [problem.shape.stride] * 2, [problem.padding] * 2
+    node = operators.convolution(node, weight, stride, padding, padding, [1, 1])
+    node = operators.add(node, problem.bias.numpy().reshape(1, -1, 1, 1))
+    return operators.transpose(node, operators.constant(np.array(_TO_NHWC)))
 
 
 def _runner(request: Any) -> Callable[[], Any]:
@@ -102,12 +113,8 @@ def _runner(request: Any) -> Callable[[], Any]:
     return run
 
 
-def _matrix(request: Any) -> Tensor:
-    return torch.from_numpy(request.get_output_tensor().data.copy())
-
-
-def _conv_rows(request: Any) -> Tensor:
-    return nchw_rows(_matrix(request))
+def _rows(request: Any, N: int) -> Tensor:
+    return torch.from_numpy(request.get_output_tensor().data.copy()).reshape(-1, N)
 
 
 def _doubled(node: Any) -> Any:
