@@ -87,5 +87,7 @@ PYBIND11_MODULE(_cpu, module) {
              "isa"_a, "threads"_a);
   module.def("best_isa", [] { return ptq4adm::select_kernels("auto").name; },
              "Instruction set that this processor runs.");
+  module.def("check_isa", [](const std::string& isa) { ptq4adm::select_kernels(isa.c_str()); },
+             "Raises unless this processor runs the instruction set.", "isa"_a);
   module.def("threading", &ptq4adm::threading, "OpenMP or std::thread.");
 }

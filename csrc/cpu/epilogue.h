@@ -18,9 +18,9 @@ namespace {
         tile.acc2 != nullptr ? tile.x2_scale[r * tile.x2_scale_stride] : 0.0f;
     const int64_t sample = tile.temb != nullptr ? (tile.first_row + r) / tile.rows_per_temb : 0;
     for (int64_t n = 0; n < tile.columns; ++n) {
-      float value = static_cast<float>(tile.acc[r * kPanel + n]) * x_scale;
+      float value = static_cast<float>(tile.acc[r * tile.acc_stride + n]) * x_scale;
       if (tile.acc2 != nullptr) {
-        value += static_cast<float>(tile.acc2[r * kPanel + n]) * x2_scale;
+        value += static_cast<float>(tile.acc2[r * tile.acc_stride + n]) * x2_scale;
       }
       value *= tile.w_scale[n];
       if (tile.bias != nullptr) value += tile.bias[n];

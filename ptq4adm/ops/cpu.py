@@ -45,8 +45,17 @@ def unavailable_reason() -> str | None:
 
 
 def default_isa() -> str:
-    """Return the instruction set that this processor runs: ``avx2`` or ``scalar``."""
+    """Return the fastest instruction set that this processor runs, such as ``avx2``."""
     return _cpu.best_isa()
+
+
+def isa_unavailable_reason(isa: str) -> str | None:
+    """Return why an instruction set cannot run on this processor, or None if it can."""
+    try:
+        _cpu.check_isa(isa)
+    except RuntimeError as error:
+        return str(error)
+    return None
 
 
 def threading() -> str:

@@ -128,15 +128,14 @@ def make_case() -> Callable[..., Case]:
     return build_case
 
 
-@pytest.fixture(params=["scalar", "avx2"])
+@pytest.fixture(params=["scalar", "avx2", "avx_vnni", "avx512_vnni"])
 def isa(request: pytest.FixtureRequest) -> str:
     """Every instruction set that this machine runs."""
-    reason = cpu.unavailable_reason()
+    name = str(request.param)
+    reason = cpu.unavailable_reason() or cpu.isa_unavailable_reason(name)
     if reason is not None:
         pytest.skip(reason)
-    if request.param == "avx2" and cpu.default_isa() != "avx2":
-        pytest.skip("this processor has no AVX2")
-    return str(request.param)
+    return name
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import torch
 from ptq4adm.errors import NonFiniteError, UncalibratedStepError
 from ptq4adm.ops import cpu, reference
 from ptq4adm.ops.arguments import Conv2dGeometry
+from ptq4adm.ops.prepack import prepack
 
 N = 37  # two whole panels of 16 channels and a ragged one
 GEOMETRY = Conv2dGeometry((3, 3), padding=(1, 1))
@@ -160,6 +161,6 @@ def test_large_accumulators_round_like_the_reference(make_case, isa) -> None:
     assert int(acc.min()) > 2**24
     padded = torch.nn.functional.pad(weight, (0, 4032 - 4001))
     case.call.qweight.copy_(padded)
-    case.native.qweight.copy_(padded.reshape(1, 16, -1, 2).permute(0, 2, 1, 3).flatten(1))
+    case.native.qweight.copy_(prepack(padded, bits=8, layout=case.layout, backend="cpu"))
     assert torch.equal(reference.linear(case.call), acc.float())
     assert torch.equal(cpu.linear(case.native, isa), acc.float())
