@@ -53,29 +53,65 @@ struct Avx512Vnni {
   }
 };
 
+// Loads and stores of 16 lanes, or of the first few.
+struct AllLanes {
+  __m512 load(const float* p) const { return _mm512_loadu_ps(p); }
+  __m512i load(const int32_t* p) const { return _mm512_loadu_si512(p); }
+  void store(float* p, __m512 v) const { _mm512_storeu_ps(p, v); }
+};
+
+struct FirstLanes {
+  __mmask16 mask;
+  __m512 load(const float* p) const { return _mm512_maskz_loadu_ps(mask, p); }
+  __m512i load(const int32_t* p) const { return _mm512_maskz_loadu_epi32(mask, p); }
+  void store(float* p, __m512 v) const { _mm512_mask_storeu_ps(p, mask, v); }
+};
+
+// What one row of a tile adds and multiplies, as pointers to its first column.
+struct RowEpilogue {
+  const int32_t *acc, *acc2;
+  __m512 x_scale, x2_scale;
+  const float *w_scale, *bias, *temb, *residual;
+  float* y;
+
+  RowEpilogue(const TileEpilogue& tile, int64_t r, float* y)
+      : acc(tile.acc + r * tile.acc_stride),
+        acc2(tile.acc2 != nullptr ? tile.acc2 + r * tile.acc_stride : nullptr),
+        x_scale(_mm512_set1_ps(tile.x_scale[r * tile.x_scale_stride])),
+        x2_scale(_mm512_setzero_ps()),
+        w_scale(tile.w_scale),
+        bias(tile.bias),
+        temb(nullptr),
+        residual(tile.residual != nullptr ? tile.residual + r * tile.stride : nullptr),
+        y(y) {
+    if (acc2 != nullptr) x2_scale = _mm512_set1_ps(tile.x2_scale[r * tile.x2_scale_stride]);
+    if (tile.temb != nullptr) {
+      temb = tile.temb + (tile.first_row + r) / tile.rows_per_temb * tile.stride;
+    }
+  }
+
+  template <typename Lanes>
+  void write(int64_t n, const Lanes& lanes) const {
+    __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(lanes.load(acc + n)), x_scale);
+    if (acc2 != nullptr) {
+      const __m512 second = _mm512_cvtepi32_ps(lanes.load(acc2 + n));
+      value = _mm512_add_ps(value, _mm512_mul_ps(second, x2_scale));
+    }
+    value = _mm512_mul_ps(value, lanes.load(w_scale + n));
+    if (bias != nullptr) value = _mm512_add_ps(value, lanes.load(bias + n));
+    if (temb != nullptr) value = _mm512_add_ps(value, lanes.load(temb + n));
+    if (residual != nullptr) value = _mm512_add_ps(value, lanes.load(residual + n));
+    lanes.store(y + n, value);
+  }
+};
+
 void finish(const TileEpilogue& tile, float* y, int64_t y_stride) {
   for (int64_t r = 0; r < tile.rows; ++r) {
-    const __m512 x_scale = _mm512_set1_ps(tile.x_scale[r * tile.x_scale_stride]);
-    const int64_t sample = tile.temb != nullptr ? (tile.first_row + r) / tile.rows_per_temb : 0;
-    for (int64_t n = 0; n < tile.columns; n += 16) {
-      const int64_t left = tile.columns - n;
-      const __mmask16 mask = left >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << left) - 1);
-      const auto scaled = [&](const int32_t* acc, __m512 scale) {
-        return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(mask, acc)), scale);
-      };
-      const auto add = [&](__m512 value, const float* p) {
-        return _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, p));
-      };
-      __m512 value = scaled(tile.acc + r * tile.acc_stride + n, x_scale);
-      if (tile.acc2 != nullptr) {
-        const __m512 x2_scale = _mm512_set1_ps(tile.x2_scale[r * tile.x2_scale_stride]);
-        value = _mm512_add_ps(value, scaled(tile.acc2 + r * tile.acc_stride + n, x2_scale));
-      }
-      value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(mask, tile.w_scale + n));
-      if (tile.bias != nullptr) value = add(value, tile.bias + n);
-      if (tile.temb != nullptr) value = add(value, tile.temb + sample * tile.stride + n);
-      if (tile.residual != nullptr) value = add(value, tile.residual + r * tile.stride + n);
-      _mm512_mask_storeu_ps(y + r * y_stride + n, mask, value);
+    const RowEpilogue row(tile, r, y + r * y_stride);
+    int64_t n = 0;
+    for (; n + 16 <= tile.columns; n += 16) row.write(n, AllLanes{});
+    if (n < tile.columns) {
+      row.write(n, FirstLanes{static_cast<__mmask16>((1u << (tile.columns - n)) - 1)});
     }
   }
 }
