@@ -30,6 +30,7 @@ else:
     _IMPORT_ERROR = None
 
 NAME = "cpu"
+ISAS = ("scalar", "avx2", "avx_vnni", "avx512_vnni")  # slowest first; "auto" takes the last it can
 _POINTWISE = Conv2dGeometry((1, 1))
 _OUTPUTS = {torch.float32: "float32", torch.int8: "int8", torch.int32: "int32"}
 
@@ -44,16 +45,21 @@ def unavailable_reason() -> str | None:
     )
 
 
+def module_file() -> str:
+    """Return the path of the compiled module, or why there is none."""
+    return unavailable_reason() or str(_cpu.__file__)
+
+
 def default_isa() -> str:
     """Return the fastest instruction set that this processor runs, such as ``avx2``."""
     return _cpu.best_isa()
 
 
 def isa_unavailable_reason(isa: str) -> str | None:
-    """Return why an instruction set cannot run on this processor, or None if it can."""
+    """Return why an instruction set cannot run here, or None if it can; see ``ISAS``."""
     try:
         _cpu.check_isa(isa)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         return str(error)
     return None
 

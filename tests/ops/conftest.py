@@ -128,9 +128,17 @@ def make_case() -> Callable[..., Case]:
     return build_case
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx_vnni", "avx512_vnni"])
+def _isas() -> list[str]:
+    """Every instruction set, and those that the compiled module emulates (test_emulated.py)."""
+    emulated = ["emulated_avx_vnni", "emulated_avx512_vnni"]
+    if cpu.unavailable_reason() is not None or cpu.isa_unavailable_reason(emulated[0]) is not None:
+        return list(cpu.ISAS)
+    return [*cpu.ISAS, *emulated]
+
+
+@pytest.fixture(params=_isas())
 def isa(request: pytest.FixtureRequest) -> str:
-    """Every instruction set that this machine runs."""
+    """Every instruction set that this machine runs, and those that this build emulates."""
     name = str(request.param)
     reason = cpu.unavailable_reason() or cpu.isa_unavailable_reason(name)
     if reason is not None:
