@@ -24,7 +24,12 @@ from setuptools.errors import CompileError
 
 CHOICES = ("auto", "python", "cpu", "cuda")
 SOURCES = (
+    "csrc/bindings/attention.cpp",
     "csrc/bindings/cpu_module.cpp",
+    "csrc/cpu/attention.cpp",
+    "csrc/cpu/attention_avx2.cpp",
+    "csrc/cpu/attention_avx512.cpp",
+    "csrc/cpu/attention_scalar.cpp",
     "csrc/cpu/kernels_avx2.cpp",
     "csrc/cpu/kernels_avx512_vnni.cpp",
     "csrc/cpu/kernels_avx_vnni.cpp",
@@ -35,12 +40,21 @@ SOURCES = (
     "csrc/cpu/select.cpp",
 )
 HEADERS = (
+    "csrc/bindings/attention.h",
+    "csrc/cpu/attention.h",
+    "csrc/cpu/attention_kernels.h",
+    "csrc/cpu/attention_loops.h",
+    "csrc/cpu/cpu_features.h",
     "csrc/cpu/epilogue.h",
     "csrc/cpu/kernels.h",
     "csrc/cpu/matmul.h",
     "csrc/cpu/parallel.h",
     "csrc/cpu/quantize.h",
     "csrc/cpu/tiling.h",
+    "csrc/cpu/vector_avx2.h",
+    "csrc/cpu/vector_avx512.h",
+    "csrc/cpu/vector_math.h",
+    "csrc/cpu/vector_scalar.h",
     "csrc/cpu/vnni256.h",
     "csrc/cpu/vnni_tile.h",
     "csrc/cpu/workspace.h",
@@ -52,6 +66,8 @@ IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
 # a file whose flags the compiler does not know is compiled without them, and holds nothing then
 FILE_FLAGS = {
+    "attention_avx2.cpp": ["-mavx2", "-mfma"],
+    "attention_avx512.cpp": AVX512_FLAGS,
     "kernels_avx2.cpp": ["-mavx2"],
     # gcc 12 warns about its own header's undefined registers
     "kernels_avx512_vnni.cpp": [
@@ -120,7 +136,7 @@ class BuildExtension(build_ext):
         build_folder.mkdir(parents=True, exist_ok=True)
         jobs = []
         for source in map(Path, ext.sources):
-            target = build_folder / f"{source.stem}.o"
+            target = build_folder / f"{source.parent.name}-{source.stem}.o"
             flags = self._known_flags(command, FILE_FLAGS.get(source.name, []))
             jobs.append(([*command, *flags], source.resolve(), target))
         if shutil.which("ninja"):

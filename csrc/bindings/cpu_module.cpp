@@ -9,6 +9,7 @@
 #include "../cpu/matmul.h"
 #include "../cpu/parallel.h"
 #include "../cpu/quantize.h"
+#include "attention.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -85,6 +86,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("quantize_int8", &quantize_int8, "Quantize; False if x holds NaN or infinity.",
              py::kw_only(), "x"_a, "rows"_a, "columns"_a, "scale"_a, "is_static"_a, "x_q"_a,
              "isa"_a, "threads"_a);
+  bind_attention(module);
   module.def("best_isa", [] { return ptq4adm::select_kernels("auto").name; },
              "Instruction set that this processor runs.");
   module.def("check_isa", [](const std::string& isa) { ptq4adm::select_kernels(isa.c_str()); },

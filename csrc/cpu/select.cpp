@@ -1,41 +1,13 @@
-// Chooses the instruction set, by cpuid or by name.
+// Chooses the matrix products' instruction set, by cpuid or by name.
 
 #include <stdexcept>
 #include <string>
 
+#include "cpu_features.h"
 #include "kernels.h"
-
-#if defined(__x86_64__) || defined(__i386__)
-#include <cpuid.h>
-#endif
 
 namespace ptq4adm {
 namespace {
-
-#if defined(__x86_64__) || defined(__i386__)
-
-// __builtin_cpu_supports also asks whether the operating system saves the registers.
-bool has_avx2() { return __builtin_cpu_supports("avx2") != 0; }
-
-bool has_avx512_vnni() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vnni");
-}
-
-// Older compilers do not know the name: CPUID leaf 7, subleaf 1, EAX bit 4.
-bool has_avx_vnni() {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & 0x10u) != 0;
-}
-
-#else
-
-bool has_avx2() { return false; }
-bool has_avx512_vnni() { return false; }
-bool has_avx_vnni() { return false; }
-
-#endif
 
 const Kernels* avx2_if_possible() { return has_avx2() ? avx2_kernels() : nullptr; }
 const Kernels* avx_vnni_if_possible() { return has_avx_vnni() ? avx_vnni_kernels() : nullptr; }
