@@ -24,25 +24,40 @@ from setuptools.errors import CompileError
 
 CHOICES = ("auto", "python", "cpu", "cuda")
 SOURCES = (
+    "csrc/bindings/activation.cpp",
     "csrc/bindings/cpu_module.cpp",
+    "csrc/cpu/activation.cpp",
+    "csrc/cpu/activation_avx2.cpp",
+    "csrc/cpu/activation_avx512.cpp",
+    "csrc/cpu/activation_scalar.cpp",
+    "csrc/cpu/activation_select.cpp",
+    "csrc/cpu/groupnorm.cpp",
     "csrc/cpu/kernels_avx2.cpp",
     "csrc/cpu/kernels_scalar.cpp",
     "csrc/cpu/matmul.cpp",
-    "csrc/cpu/quantize.cpp",
     "csrc/cpu/select.cpp",
 )
 HEADERS = (
+    "csrc/bindings/activation.h",
+    "csrc/cpu/activation.h",
+    "csrc/cpu/activation_common.h",
+    "csrc/cpu/activation_kernels.h",
+    "csrc/cpu/activation_loops.h",
     "csrc/cpu/epilogue.h",
     "csrc/cpu/kernels.h",
     "csrc/cpu/matmul.h",
     "csrc/cpu/parallel.h",
-    "csrc/cpu/quantize.h",
 )
 # ffp-contract: a fused multiply-add would make the float epilogue differ between instruction sets
 FLAGS = ["-std=c++17", "-O3", "-Wall", "-Wextra", "-ffp-contract=off", "-fvisibility=hidden"]
 FLAGS += ["-g0"]  # Python's own flags may ask for debug symbols: 4 MB instead of 0.3
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
-FILE_FLAGS = {"kernels_avx2.cpp": ["-mavx2"] if IS_X86 else []}
+X86_FLAGS = {
+    "activation_avx2.cpp": ["-mavx2", "-mfma"],
+    "activation_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+    "kernels_avx2.cpp": ["-mavx2"],
+}
+FILE_FLAGS = X86_FLAGS if IS_X86 else {}
 
 
 def say(message: str) -> None:
@@ -101,7 +116,7 @@ class BuildExtension(build_ext):
         build_folder.mkdir(parents=True, exist_ok=True)
         jobs = []
         for source in map(Path, ext.sources):
-            target = build_folder / f"{source.stem}.o"
+            target = build_folder / f"{source.parent.name}-{source.stem}.o"
             flags = FILE_FLAGS.get(source.name, [])
             jobs.append(([*command, *flags], source.resolve(), target))
         if shutil.which("ninja"):

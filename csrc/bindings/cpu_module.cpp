@@ -8,7 +8,7 @@
 
 #include "../cpu/matmul.h"
 #include "../cpu/parallel.h"
-#include "../cpu/quantize.h"
+#include "activation.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -58,14 +58,6 @@ bool matmul(const ptq4adm::Conv2dShape& shape, int bits, Address x_q, Address x2
   return ptq4adm::matmul(kernels, shape, call, threads);
 }
 
-bool quantize_int8(Address x, int64_t rows, int64_t columns, Address scale, bool is_static,
-                   Address x_q, const std::string& isa, int64_t threads) {
-  const ptq4adm::Kernels& kernels = ptq4adm::select_kernels(isa.c_str());
-  const py::gil_scoped_release release;
-  return ptq4adm::quantize_int8(kernels, at<const float>(x), rows, columns, at<float>(scale),
-                                is_static, at<int8_t>(x_q), threads);
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
@@ -82,9 +74,7 @@ PYBIND11_MODULE(_cpu, module) {
              "w_scale"_a, "x_scale"_a, "is_x_scale_per_row"_a, "x2_scale"_a,
              "is_x2_scale_per_row"_a, "bias"_a, "temb"_a, "temb_rows"_a, "residual"_a,
              "out_scale"_a, "out"_a, "out2"_a, "out_dtype"_a, "isa"_a, "threads"_a);
-  module.def("quantize_int8", &quantize_int8, "Quantize; False if x holds NaN or infinity.",
-             py::kw_only(), "x"_a, "rows"_a, "columns"_a, "scale"_a, "is_static"_a, "x_q"_a,
-             "isa"_a, "threads"_a);
+  bind_activations(module);
   module.def("best_isa", [] { return ptq4adm::select_kernels("auto").name; },
              "Instruction set that this processor runs.");
   module.def("threading", &ptq4adm::threading, "OpenMP or std::thread.");
