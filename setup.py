@@ -23,42 +23,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 CHOICES = ("auto", "python", "cpu", "cuda")
-SOURCES = (
-    "csrc/bindings/attention.cpp",
-    "csrc/bindings/cpu_module.cpp",
-    "csrc/cpu/attention.cpp",
-    "csrc/cpu/attention_avx2.cpp",
-    "csrc/cpu/attention_avx512.cpp",
-    "csrc/cpu/attention_scalar.cpp",
-    "csrc/cpu/kernels_avx2.cpp",
-    "csrc/cpu/kernels_avx512_vnni.cpp",
-    "csrc/cpu/kernels_avx_vnni.cpp",
-    "csrc/cpu/kernels_emulated.cpp",
-    "csrc/cpu/kernels_scalar.cpp",
-    "csrc/cpu/matmul.cpp",
-    "csrc/cpu/quantize.cpp",
-    "csrc/cpu/select.cpp",
-)
-HEADERS = (
-    "csrc/bindings/attention.h",
-    "csrc/cpu/attention.h",
-    "csrc/cpu/attention_kernels.h",
-    "csrc/cpu/attention_loops.h",
-    "csrc/cpu/cpu_features.h",
-    "csrc/cpu/epilogue.h",
-    "csrc/cpu/kernels.h",
-    "csrc/cpu/matmul.h",
-    "csrc/cpu/parallel.h",
-    "csrc/cpu/quantize.h",
-    "csrc/cpu/tiling.h",
-    "csrc/cpu/vector_avx2.h",
-    "csrc/cpu/vector_avx512.h",
-    "csrc/cpu/vector_math.h",
-    "csrc/cpu/vector_scalar.h",
-    "csrc/cpu/vnni256.h",
-    "csrc/cpu/vnni_tile.h",
-    "csrc/cpu/workspace.h",
-)
+ROOT = Path(__file__).parent
+SOURCES = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/*/*.cpp"))
+HEADERS = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/*/*.h"))
 # ffp-contract: a fused multiply-add would make the float epilogue differ between instruction sets
 FLAGS = ["-std=c++17", "-O3", "-Wall", "-Wextra", "-ffp-contract=off", "-fvisibility=hidden"]
 FLAGS += ["-g0"]  # Python's own flags may ask for debug symbols: 4 MB instead of 0.3
@@ -66,6 +33,8 @@ IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
 # a file whose flags the compiler does not know is compiled without them, and holds nothing then
 FILE_FLAGS = {
+    "activation_avx2.cpp": ["-mavx2", "-mfma"],
+    "activation_avx512.cpp": AVX512_FLAGS,
     "attention_avx2.cpp": ["-mavx2", "-mfma"],
     "attention_avx512.cpp": AVX512_FLAGS,
     "kernels_avx2.cpp": ["-mavx2"],

@@ -1,11 +1,9 @@
 #include "attention.h"
 
 #include <algorithm>
-#include <stdexcept>
-#include <string>
 
-#include "cpu_features.h"
 #include "parallel.h"
+#include "select_vector.h"
 #include "workspace.h"
 
 namespace ptq4adm {
@@ -14,29 +12,11 @@ namespace {
 constexpr int64_t kHeadsPerThread = 3;  // enough that the last task does not decide
 constexpr int64_t kMinQueries = 192;    // keys are packed again for every part of the queries
 
-const AttentionKernels& required(const AttentionKernels* kernels, const std::string& name) {
-  if (kernels == nullptr) {
-    throw std::runtime_error("isa '" + name + "' is not available on this processor or in this "
-                             "build; use isa='auto'");
-  }
-  return *kernels;
-}
-
 }  // namespace
 
 const AttentionKernels& select_attention_kernels(const char* isa) {
-  const std::string name(isa);
-  const AttentionKernels* avx2 = has_avx2() ? avx2_attention_kernels() : nullptr;
-  const AttentionKernels* avx512 = has_avx512() ? avx512_attention_kernels() : nullptr;
-  if (name == "auto") {
-    if (avx512 != nullptr) return *avx512;
-    return avx2 != nullptr ? *avx2 : scalar_attention_kernels();
-  }
-  if (name == "scalar") return scalar_attention_kernels();
-  if (name == "avx2" || name == "avx_vnni") return required(avx2, name);
-  if (name == "avx512_vnni") return required(avx512, name);
-  throw std::invalid_argument("isa '" + name + "' is unknown; use auto, avx512_vnni, avx_vnni, "
-                              "avx2 or scalar");
+  return select_vector_kernels(isa, scalar_attention_kernels(), avx2_attention_kernels(),
+                               avx512_attention_kernels());
 }
 
 void attention(const AttentionKernels& kernels, const AttentionBatch& batch, int64_t threads) {

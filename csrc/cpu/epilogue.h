@@ -1,8 +1,7 @@
-// Portable float parts. Everything here has internal linkage: each instruction set's file compiles
+// Portable epilogue. Everything here has internal linkage: each instruction set's file compiles
 // its own copy, so the linker can never put AVX2 code where the portable kernels call it.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -29,36 +28,6 @@ namespace {
       y[r * y_stride + n] = value;
     }
   }
-}
-
-[[maybe_unused]] uint32_t magnitude_bits(float x) {
-  uint32_t bits = 0;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits & 0x7fffffffu;
-}
-
-[[maybe_unused]] uint32_t absmax_bits_scalar(const float* x, int64_t count) {
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t bits = magnitude_bits(x[i]);
-    largest = bits > largest ? bits : largest;
-  }
-  return largest;
-}
-
-[[maybe_unused]] uint32_t quantize_scalar(const float* x, int64_t count, float inverse_scale,
-                                          int8_t* x_q) {
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t bits = magnitude_bits(x[i]);
-    largest = bits > largest ? bits : largest;
-    float value = x[i] * inverse_scale;
-    // written so that NaN becomes a bound: the caller raises, the conversion stays defined
-    value = value < kInt8Max ? value : kInt8Max;
-    value = value > -kInt8Max ? value : -kInt8Max;
-    x_q[i] = static_cast<int8_t>(nearbyintf(value));  // to even, the default rounding mode
-  }
-  return largest;
 }
 
 }  // namespace

@@ -24,8 +24,6 @@ constexpr int64_t kMaxPanels = 4;      // largest Kernels::panels
 constexpr int64_t kBlockK = 64;        // ptq4adm/packing/layout.py: BLOCK_K
 constexpr int64_t kStepK = 4;          // k that one 32-bit lane multiplies at once
 constexpr int32_t kActivationOffset = 128;
-constexpr int32_t kInt8Max = 127;
-constexpr uint32_t kInfinityBits = 0x7f800000u;  // |x| >= this, as bits: infinity or NaN
 
 // A stretch of K inside one kernel tap.
 struct Run {
@@ -101,11 +99,6 @@ struct Kernels {
   // y = (acc * x_scale [+ acc2 * x2_scale]) * w_scale + bias + temb + residual, in that order and
   // never fused, so that every instruction set and the reference agree bit for bit.
   void (*finish)(const TileEpilogue& tile, float* y, int64_t y_stride);
-
-  // Largest |x| as bits (bit patterns of positive floats order like the floats).
-  uint32_t (*absmax_bits)(const float* x, int64_t count);
-  // x_q = clamp(rint(x * inverse_scale), -127, 127); returns the largest |x| as bits.
-  uint32_t (*quantize)(const float* x, int64_t count, float inverse_scale, int8_t* x_q);
 };
 
 const Kernels& scalar_kernels();

@@ -256,53 +256,6 @@ void finish(const TileEpilogue& tile, float* y, int64_t y_stride) {
   }
 }
 
-uint32_t largest_lane(__m256i bits) {
-  alignas(32) uint32_t lanes[8];
-  store256(lanes, bits);
-  uint32_t largest = 0;
-  for (uint32_t lane : lanes) largest = lane > largest ? lane : largest;
-  return largest;
-}
-
-__m256i magnitude(__m256 value) {
-  return _mm256_and_si256(_mm256_castps_si256(value), _mm256_set1_epi32(0x7fffffff));
-}
-
-uint32_t absmax_bits(const float* x, int64_t count) {
-  __m256i even = _mm256_setzero_si256(), odd = _mm256_setzero_si256();
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16) {
-    even = _mm256_max_epi32(even, magnitude(_mm256_loadu_ps(x + i)));
-    odd = _mm256_max_epi32(odd, magnitude(_mm256_loadu_ps(x + i + 8)));
-  }
-  const uint32_t tail = absmax_bits_scalar(x + i, count - i);
-  const uint32_t largest = largest_lane(_mm256_max_epi32(even, odd));
-  return tail > largest ? tail : largest;
-}
-
-uint32_t quantize(const float* x, int64_t count, float inverse_scale, int8_t* x_q) {
-  const __m256 scale = _mm256_set1_ps(inverse_scale);
-  const __m256 upper = _mm256_set1_ps(kInt8Max), lower = _mm256_set1_ps(-kInt8Max);
-  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // undoes the lanes of vpack
-  __m256i largest = _mm256_setzero_si256();
-  int64_t i = 0;
-  for (; i + 32 <= count; i += 32) {
-    __m256i rounded[4];
-    for (int64_t j = 0; j < 4; ++j) {
-      const __m256 value = _mm256_loadu_ps(x + i + 8 * j);
-      largest = _mm256_max_epi32(largest, magnitude(value));
-      const __m256 clamped = _mm256_max_ps(_mm256_min_ps(_mm256_mul_ps(value, scale), upper), lower);
-      rounded[j] = _mm256_cvtps_epi32(clamped);  // to even, the default rounding mode
-    }
-    const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(rounded[0], rounded[1]),
-                                             _mm256_packs_epi32(rounded[2], rounded[3]));
-    store256(x_q + i, _mm256_permutevar8x32_epi32(bytes, order));
-  }
-  const uint32_t tail = quantize_scalar(x + i, count - i, inverse_scale, x_q + i);
-  const uint32_t lanes = largest_lane(largest);
-  return tail > lanes ? tail : lanes;
-}
-
 }  // namespace
 
 const Kernels* avx2_kernels() {
@@ -316,9 +269,7 @@ const Kernels* avx2_kernels() {
                                {0, true, decode_w4_groups, tile_w4_groups},
                                {128, false, decode_w8, tile_w8},
                                sum_row,
-                               finish,
-                               absmax_bits,
-                               quantize};
+                               finish};
   return &kernels;
 }
 

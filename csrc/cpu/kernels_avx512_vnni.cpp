@@ -130,9 +130,7 @@ const Kernels* avx512_vnni_kernels() {
                                vnni_format<S>(128, vnni_decode_w4_groups<S>),
                                vnni_format<S>(128, vnni_decode_w8<S>),
                                vnni_sum_row<S>,
-                               finish,
-                               avx2_kernels()->absmax_bits,
-                               avx2_kernels()->quantize};
+                               finish};
   return &kernels;
 }
 

@@ -30,9 +30,7 @@ const Kernels* avx_vnni_kernels() {
                                vnni_format<S>(128, vnni_decode_w4_groups<S>),
                                vnni_format<S>(128, vnni_decode_w8<S>),
                                vnni_sum_row<S>,
-                               avx2_kernels()->finish,
-                               avx2_kernels()->absmax_bits,
-                               avx2_kernels()->quantize};
+                               avx2_kernels()->finish};
   return &kernels;
 }
 

@@ -101,9 +101,7 @@ Kernels emulated_kernels(const char* name) {
           vnni_format<S>(128, vnni_decode_w4_groups<S>),
           vnni_format<S>(128, vnni_decode_w8<S>),
           vnni_sum_row<S>,
-          finish_scalar,
-          absmax_bits_scalar,
-          quantize_scalar};
+          finish_scalar};
 }
 
 }  // namespace

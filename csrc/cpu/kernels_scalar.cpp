@@ -72,9 +72,7 @@ const Kernels& scalar_kernels() {
                                {0, false, decode_w4, tile},
                                {0, false, decode_w8, tile},
                                sum_row,
-                               finish_scalar,
-                               absmax_bits_scalar,
-                               quantize_scalar};
+                               finish_scalar};
   return kernels;
 }
 

@@ -29,15 +29,17 @@ struct Segment {
 
 class Matmul {
  public:
-  Matmul(const Kernels& kernels, const Conv2dShape& shape, const MatmulCall& call, int64_t threads)
+  Matmul(const Kernels& kernels, const ActivationKernels& activations, const Conv2dShape& shape,
+         const MatmulCall& call, int64_t threads)
       : kernels_(kernels),
+        activations_(activations),
         format_(call.bits == 8 ? kernels.w8 : call.w_mult ? kernels.w4_groups : kernels.w4),
         shape_(shape),
         call_(call),
 
-        stored_panels_(ceil_div(shape.out_channels, kPanel)),
+        stored_panels_(ceil_div(result_channels(), kPanel)),
         panel_bytes_(shape.k_padded() * kPanel * call.bits / 8),
-        tiling_(kernels, shape, threads),
+        tiling_(kernels, shape, result_channels(), threads),
         threads_(threads) {
     for (int segment = 0; segment < segments(); ++segment) {
       const int64_t channels = round_up(shape.channels[static_cast<size_t>(segment)], kStepK);
@@ -68,10 +70,12 @@ class Matmul {
  private:
   int segments() const { return shape_.channels[1] > 0 ? 2 : 1; }
 
+  int64_t result_channels() const { return shape_.out_channels / (call_.is_geglu ? 2 : 1); }
+
   int64_t pixels() const { return shape_.batch * shape_.height * shape_.width; }
 
   Workspace workspace(Arena& arena) const {
-    return {arena, kernels_, tiling_.block_rows, shape_.taps(), segments()};
+    return {arena, kernels_, tiling_.block_rows, shape_.taps(), segments(), call_.is_geglu};
   }
 
   void run_task(int64_t task, const Workspace& workspace) {
@@ -85,7 +89,14 @@ class Matmul {
     const int64_t begin = tiling_.panels * group / tiling_.panel_groups;
     const int64_t end = tiling_.panels * (group + 1) / tiling_.panel_groups;
     for (int64_t panel = begin; panel < end; ++panel) {
-      multiply_panel(panel, first_row, rows, workspace);
+      const int64_t first = panel * kernels_.panels;
+      const int64_t panels = std::min(kernels_.panels, stored_panels_ - first);
+      if (call_.is_geglu) {
+        multiply_panel({first, panels, Part::kValue}, first_row, rows, workspace);
+        multiply_panel({first, panels, Part::kGate}, first_row, rows, workspace);
+      } else {
+        multiply_panel({first, panels, Part::kWhole}, first_row, rows, workspace);
+      }
     }
   }
 
@@ -211,20 +222,30 @@ class Matmul {
 
   // --- accumulation -----------------------------------------------------------------------------
 
-  void multiply_panel(int64_t panel, int64_t first_row, int64_t rows, const Workspace& workspace) {
-    const int64_t first_stored = panel * kernels_.panels;
-    const int64_t panels = std::min(kernels_.panels, stored_panels_ - first_stored);
+  // Half of a gated pair: the values wait in the workspace until their gates are there.
+  enum class Part { kWhole, kValue, kGate };
+
+  struct Panel {
+    int64_t first, panels;  // stored panels of the result's channels
+    Part part;
+
+    int64_t width() const { return panels * kPanel; }
+  };
+
+  int64_t first_weight(const Panel& panel) const {
+    return panel.first + (panel.part == Part::kGate ? stored_panels_ : 0);
+  }
+
+  void multiply_panel(const Panel& panel, int64_t first_row, int64_t rows,
+                      const Workspace& workspace) {
     for (int index = 0; index < segments(); ++index) {
       const std::vector<Chunk>& chunks = segments_[index].chunks;
       for (size_t i = 0; i < chunks.size(); ++i) {
-        decode(chunks[i], first_stored, panels, workspace);
+        decode(chunks[i], first_weight(panel), panel.panels, workspace);
         const bool is_last = index + 1 == segments() && i + 1 == chunks.size();
         for (int64_t r = 0; r < rows; r += kernels_.rows) {
-          multiply_tile(index, chunks[i], i == 0, r, panels, workspace);
-          if (is_last) {
-            write(first_stored * kPanel, panels * kPanel, first_row + r, r,
-                  std::min(kernels_.rows, rows - r), workspace);
-          }
+          multiply_tile(index, chunks[i], i == 0, r, panel.panels, workspace);
+          if (is_last) write(panel, first_row, r, std::min(kernels_.rows, rows - r), workspace);
         }
       }
     }
@@ -276,36 +297,59 @@ class Matmul {
 
   // --- output -----------------------------------------------------------------------------------
 
-  void write(int64_t first_column, int64_t width, int64_t first_row, int64_t r, int64_t rows,
+  // Rows r .. r + rows of the block.
+  void write(const Panel& panel, int64_t first_row, int64_t r, int64_t rows,
              const Workspace& workspace) {
-    const int64_t N = shape_.out_channels, columns = std::min(width, N - first_column);
-    const int64_t offset = first_row * N + first_column;
     if (call_.output == Output::kInt32) {
-      for (int segment = 0; segment < segments(); ++segment) {
-        int32_t* out = static_cast<int32_t*>(call_.out[segment]) + offset;
-        for (int64_t i = 0; i < rows; ++i) {
-          std::copy_n(workspace.acc[segment] + (r + i) * width, columns, out + i * N);
-        }
-      }
+      write_accumulators(panel, first_row + r, r, rows, workspace);
       return;
     }
-    TileEpilogue tile = epilogue(first_row, first_column);
+    const int64_t N = result_channels(), width = panel.width(), column = panel.first * kPanel;
+    const int64_t offset = (first_row + r) * N + column;
+    TileEpilogue tile = epilogue(first_row + r, first_weight(panel) * kPanel);
     tile.acc = workspace.acc[0] + r * width;
     tile.acc2 = segments() == 2 ? workspace.acc[1] + r * width : nullptr;
     tile.acc_stride = width;
     tile.rows = rows;
-    tile.columns = columns;
-    if (call_.output == Output::kFloat32) {
+    tile.columns = std::min(width, N - column);
+    if (panel.part == Part::kValue) {
+      kernels_.finish(tile, workspace.values + r * width, width);
+    } else if (panel.part == Part::kWhole && call_.output == Output::kFloat32) {
       kernels_.finish(tile, static_cast<float*>(call_.out[0]) + offset, N);
-      return;
+    } else {
+      kernels_.finish(tile, workspace.staging, width);
+      for (int64_t i = 0; i < rows; ++i) {
+        const float* value = workspace.values + (r + i) * width;
+        write_row(panel.part, value, workspace.staging + i * width, tile.columns, offset + i * N);
+      }
     }
-    kernels_.finish(tile, workspace.staging, width);
-    const float inverse_scale = 1.0f / *call_.out_scale;
-    int8_t* out = static_cast<int8_t*>(call_.out[0]) + offset;
-    for (int64_t i = 0; i < rows; ++i) {
-      const float* y = workspace.staging + i * width;
-      const uint32_t largest = kernels_.quantize(y, columns, inverse_scale, out + i * N);
-      if (largest >= kInfinityBits) is_finite_ = false;
+  }
+
+  // Gates and quantizes one row of a tile; both work in place.
+  void write_row(Part part, const float* value, float* y, int64_t columns, int64_t offset) {
+    const bool is_float = call_.output == Output::kFloat32;
+    uint32_t largest = 0;
+    if (part == Part::kGate) {
+      float* gated = is_float ? static_cast<float*>(call_.out[0]) + offset : y;
+      largest = activations_.geglu(value, y, columns, gated);
+    }
+    if (!is_float) {
+      int8_t* out = static_cast<int8_t*>(call_.out[0]) + offset;
+      largest = std::max(largest,
+                         activations_.quantize(y, columns, 1.0f / *call_.out_scale, out));
+      if (largest >= kActivationInfinity) is_finite_ = false;
+    }
+  }
+
+  void write_accumulators(const Panel& panel, int64_t first_row, int64_t r, int64_t rows,
+                          const Workspace& workspace) const {
+    const int64_t N = shape_.out_channels, column = panel.first * kPanel;
+    const int64_t columns = std::min(panel.width(), N - column);
+    for (int segment = 0; segment < segments(); ++segment) {
+      int32_t* out = static_cast<int32_t*>(call_.out[segment]) + first_row * N + column;
+      for (int64_t i = 0; i < rows; ++i) {
+        std::copy_n(workspace.acc[segment] + (r + i) * panel.width(), columns, out + i * N);
+      }
     }
   }
 
@@ -334,6 +378,7 @@ class Matmul {
   }
 
   const Kernels& kernels_;
+  const ActivationKernels& activations_;
   const Format& format_;
   const Conv2dShape& shape_;
   const MatmulCall& call_;
@@ -377,12 +422,13 @@ int64_t Conv2dShape::channels_padded(int segment) const {
   return round_up(channels[static_cast<size_t>(segment)], kBlockK);
 }
 
-bool matmul(const Kernels& kernels, const Conv2dShape& shape, const MatmulCall& call,
-            int64_t threads) {
+bool matmul(const Kernels& kernels, const ActivationKernels& activations, const Conv2dShape& shape,
+            const MatmulCall& call, int64_t threads) {
   const int64_t rows = shape.rows();
   if (rows == 0 || shape.out_channels == 0) return true;
   const bool is_small = rows * shape.out_channels * shape.k_padded() < kSmallMacs;
-  return Matmul(kernels, shape, call, is_small ? 1 : std::max<int64_t>(1, threads)).run();
+  threads = is_small ? 1 : std::max<int64_t>(1, threads);
+  return Matmul(kernels, activations, shape, call, threads).run();
 }
 
 }  // namespace ptq4adm

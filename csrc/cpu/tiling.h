@@ -22,7 +22,7 @@ inline int64_t round_up(int64_t value, int64_t multiple) { return ceil_div(value
 struct Tiling {
   int64_t block_rows, row_blocks, panels, panel_groups;
 
-  Tiling(const Kernels& kernels, const Conv2dShape& shape, int64_t threads) {
+  Tiling(const Kernels& kernels, const Conv2dShape& shape, int64_t columns, int64_t threads) {
     const int64_t rows = shape.rows();
     const int64_t row_bytes = std::max<int64_t>(1, shape.channels[0] + shape.channels[1]);
     const int64_t fitting = std::clamp(kBlockBytes / row_bytes, kMinBlockRows, kMaxBlockRows);
@@ -33,7 +33,7 @@ struct Tiling {
     }
     block_rows = round_up(ceil_div(rows, row_blocks), kernels.rows);
     row_blocks = ceil_div(rows, block_rows);
-    panels = ceil_div(shape.out_channels, kPanel * kernels.panels);
+    panels = ceil_div(columns, kPanel * kernels.panels);
     const bool is_even = row_blocks % threads == 0;
     panel_groups = is_even ? 1 : std::min(panels, ceil_div(kTasksPerThread * threads, row_blocks));
   }

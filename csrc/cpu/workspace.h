@@ -37,8 +37,10 @@ struct Workspace {
   int32_t* channel_start;     // [width]
   int32_t* acc[2];            // [block_rows][width]
   float* staging;             // [rows of a tile][width], floats on their way to int8
+  float* values;              // [block_rows][width], of a gated pair; or null
 
-  Workspace(Arena& arena, const Kernels& kernels, int64_t block_rows, int64_t taps, int segments) {
+  Workspace(Arena& arena, const Kernels& kernels, int64_t block_rows, int64_t taps, int segments,
+            bool is_gated) {
     const int64_t width = kernels.panels * kPanel;
     for (int segment = 0; segment < segments; ++segment) {
       rows[segment] = arena.take<const int8_t*>(block_rows * taps);
@@ -49,6 +51,7 @@ struct Workspace {
     mult = arena.take<int16_t>(kernels.chunk_k / kBlockK * width * 2);
     channel_start = arena.take<int32_t>(width);
     staging = arena.take<float>(kernels.rows * width);
+    values = is_gated ? arena.take<float>(block_rows * width) : nullptr;
   }
 };
 

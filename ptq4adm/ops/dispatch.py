@@ -12,17 +12,20 @@ from typing import Any
 from torch import Tensor
 
 from ptq4adm.errors import BackendUnavailableError, UnknownBackendError
-from ptq4adm.ops import cpu, cpu_attention, reference
+from ptq4adm.ops import cpu, cpu_activation, cpu_attention, reference
 from ptq4adm.ops.arguments import Matmul, MatmulOptions
 from ptq4adm.ops.schema import LIBRARY, OPERATORS, pop_geometry
 
 _LINEAR = {"reference": reference.linear, "cpu": cpu.linear}
 _CONV2D = {"reference": reference.conv2d, "cpu": cpu.conv2d}
 _QUANTIZERS: dict[str, dict[str, Callable[..., tuple[Tensor, Tensor]]]] = {
-    "quantize_int8": {"reference": reference.quantize_int8, "cpu": cpu.quantize_int8},
-    "groupnorm_silu_quantize": {"reference": reference.groupnorm_silu_quantize},
-    "layernorm_quantize": {"reference": reference.layernorm_quantize},
-    "geglu_quantize": {"reference": reference.geglu_quantize},
+    name: {"reference": getattr(reference, name), "cpu": getattr(cpu_activation, name)}
+    for name in (
+        "quantize_int8",
+        "groupnorm_silu_quantize",
+        "layernorm_quantize",
+        "geglu_quantize",
+    )
 }
 
 

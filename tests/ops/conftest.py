@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ptq4adm.ops import cpu
+from ptq4adm.ops import compiled, cpu
 from ptq4adm.ops.arguments import Conv2dGeometry, Matmul, MatmulOptions
 from ptq4adm.ops.prepack import prepack
 from ptq4adm.packing.layout import BLOCK_K, KLayout, pack_int4, weight_to_rows
@@ -144,6 +144,19 @@ def isa(request: pytest.FixtureRequest) -> str:
     if reason is not None:
         pytest.skip(reason)
     return name
+
+
+@pytest.fixture(params=["scalar", "avx2", "avx512_vnni"])
+def activation_isa(request: pytest.FixtureRequest) -> str:
+    """Every instruction set of the loops over activations that this machine runs."""
+    reason = cpu.unavailable_reason()
+    if reason is not None:
+        pytest.skip(reason)
+    try:
+        compiled.module.activation_isa(request.param)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)

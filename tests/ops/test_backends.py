@@ -9,7 +9,7 @@ import torch
 
 from ptq4adm import ops
 from ptq4adm.errors import BackendUnavailableError, UnknownBackendError
-from ptq4adm.ops import backends, cpu
+from ptq4adm.ops import backends, compiled
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def _forget_resolutions() -> None:
 
 @pytest.fixture
 def without_extension(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_IMPORT_ERROR", ImportError("no module named _cpu"))
+    monkeypatch.setattr(compiled, "_IMPORT_ERROR", ImportError("no module named _cpu"))
 
 
 def test_auto_takes_the_compiled_backend_on_the_cpu(isa) -> None:  # noqa: ARG001
