@@ -167,11 +167,10 @@ def test_large_accumulators_round_like_the_reference(make_case, isa) -> None:
 
 
 @pytest.mark.parametrize("is_int8", [False, True], ids=["float32", "int8"])
-@pytest.mark.parametrize(
-    ("M", "K", "N"), [(1, 64, 32), (7, 100, 96), (131, 1100, 224), (9, 70, 40)]
-)
-def test_gated_result_equals_the_reference(make_case, isa, M, K, N, is_int8) -> None:
-    """Panels of 16 are gated in the kernel, 40 channels outside; values and gates lie N / 2 apart."""
+@pytest.mark.parametrize("size", [(1, 64, 32), (7, 100, 96), (131, 1100, 224), (9, 70, 40)])
+def test_gated_result_equals_the_reference(make_case, isa, size, is_int8) -> None:
+    """Panels of 16 are gated in the kernel, 40 channels outside; gates lie N / 2 from values."""
+    M, K, N = size
     case = make_case(4, (M,), (K,), N)
     case = case.with_scales(torch.tensor(1e-3), 0.5 + torch.rand(N))
     options = {"bias": torch.randn(N), "residual": torch.randn(M, N), "geglu": True}
