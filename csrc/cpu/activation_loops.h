@@ -5,7 +5,8 @@
 // A vector type V has kWidth lanes and
 //   load, load_first(p, n)     the lanes from n on are zero
 //   store, store_first         store_int8, store_int8_first round to even
-//   set, add, sub, mul, div, min, max, multiply_add (fused or not), round, scale_by_power (x * 2^n)
+//   set, add, sub, mul, div, min, max, round, scale_by_power (x * 2^n),
+//   multiply_add, multiply_subtract (fused or not)
 //   sum                        of the lanes
 //   no_magnitude, max_magnitude, largest     running maximum of |x| as bits
 #pragma once
@@ -23,32 +24,38 @@ constexpr int64_t kMomentRows = 32;
 constexpr int64_t kMomentVectors = 4;
 // Float sums of a row: lanes * 64 numbers, at most 1024, before they are added in double.
 constexpr int64_t kMomentSteps = 64;
+// Numbers of a row whose mean the others are taken relative to; a multiple of every width.
+constexpr int64_t kGuess = 128;
 
 // --- functions of one vector ----------------------------------------------------------------------
 
-// e^x within 1e-7 of itself for -87 <= x <= 88; outside, the value at the bound. x = n ln2 + r with
-// |r| <= ln2 / 2; the high part of ln2 has 10 bits, so n * high is exact even without a fused
-// product. Coefficients: least squares for the relative error over r, refined to its minimax (3e-9).
-template <class V>
-typename V::Float exponential(typename V::Float x) {
+// 2^x for -126 < x < 127: 2^x = 2^n 2^f with n = rint(x). `exact_x(n)` is x - n, from x before it
+// was rounded. The polynomial has a relative error of 1.1e-7 over |f| <= 1/2 (minimax, 2^0 = 1).
+template <class V, class Fraction>
+typename V::Float power_of_two(typename V::Float x, const Fraction& exact_x) {
   using F = typename V::Float;
-  x = V::max(V::min(x, V::set(88.0f)), V::set(-87.0f));
-  const F n = V::round(V::mul(x, V::set(1.44269504f)));
-  F r = V::multiply_add(n, V::set(-0.693359375f), x);
-  r = V::multiply_add(n, V::set(2.12194440e-4f), r);
-  F p = V::set(1.3814467e-3f);
-  p = V::multiply_add(p, r, V::set(8.3687808e-3f));
-  p = V::multiply_add(p, r, V::set(4.1668393e-2f));
-  p = V::multiply_add(p, r, V::set(1.66665196e-1f));
-  p = V::multiply_add(p, r, V::set(4.9999994e-1f));
-  p = V::add(V::multiply_add(V::mul(p, r), r, r), V::set(1.0f));
+  const F n = V::round(x);
+  const F f = exact_x(n);
+  F p = V::set(1.32647005e-3f);
+  p = V::multiply_add(p, f, V::set(9.67153348e-3f));
+  p = V::multiply_add(p, f, V::set(5.55073395e-2f));
+  p = V::multiply_add(p, f, V::set(2.40222424e-1f));
+  p = V::multiply_add(p, f, V::set(6.93147004e-1f));
+  p = V::multiply_add(p, f, V::set(1.0f));
   return V::scale_by_power(p, n);
 }
 
+// silu(x) = x / (1 + e^-x), within 4e-7 + 1e-7 |x| of itself for |x| <= 86 (2e-8 |x| where products
+// are fused). Beyond, e^-x stays at its bound: x, or less than 5e-38 |x|.
 template <class V>
 typename V::Float silu_of(typename V::Float x) {
-  const typename V::Float negative = V::sub(V::set(0.0f), x);
-  return V::div(x, V::add(V::set(1.0f), exponential<V>(negative)));
+  using F = typename V::Float;
+  const F bounded = V::max(V::min(x, V::set(86.0f)), V::set(-86.0f));
+  const F factor = V::set(-1.44269504f);  // -1 / ln 2
+  const F power = power_of_two<V>(V::mul(bounded, factor), [&](F n) {
+    return V::multiply_subtract(bounded, factor, n);
+  });
+  return V::div(x, V::add(V::set(1.0f), power));
 }
 
 // gelu(x) = x * (0.5 + x * P(x^2) / Q(x^2)), within 2e-7 |x|. The fraction is erf(x / sqrt 2) / 2x,
@@ -164,14 +171,15 @@ uint32_t largest_of(const Source& source, int64_t count) {
   return V::largest(bits);
 }
 
-template <class V, class Source>
+// Returns the largest magnitude where kWatch asks for it, else 0.
+template <class V, bool kWatch, class Source>
 uint32_t quantize_from(const Source& source, int64_t count, float inverse_scale, int8_t* x_q) {
   using F = typename V::Float;
   const F factor = V::set(inverse_scale);
   const F upper = V::set(kLargestInt8), lower = V::set(-kLargestInt8);
   typename V::Bits bits = V::no_magnitude();
   const auto scaled = [&](F value) {
-    bits = V::max_magnitude(bits, value);
+    if (kWatch) bits = V::max_magnitude(bits, value);
     return V::max(V::min(V::mul(value, factor), upper), lower);
   };
   for_each_vector<V>(
@@ -201,26 +209,49 @@ uint32_t store_from(const Source& source, int64_t count, float* y) {
 
 // --- moments --------------------------------------------------------------------------------------
 
+// The mean of the first kGuess numbers of a row: the sum of squares about it is at most
+// 1 + count / kGuess times that about the mean of the row.
 template <class V>
-RowMoments row_moments(const float* x, int64_t count, float shift) {
+float first_mean(const float* x, int64_t count) {
+  if (count < kGuess) {
+    float sum = 0.0f;
+    for (int64_t i = 0; i < count; ++i) sum += x[i];
+    return count > 0 ? sum / static_cast<float>(count) : 0.0f;
+  }
+  typename V::Float sum = V::load(x);
+  for (int64_t i = V::kWidth; i < kGuess; i += V::kWidth) sum = V::add(sum, V::load(x + i));
+  return V::sum(sum) * (1.0f / kGuess);
+}
+
+template <class V>
+RowMoments row_moments(const float* x, int64_t count) {
   using F = typename V::Float;
-  const F center = V::set(shift);
-  RowMoments moments{0.0, 0.0};
+  RowMoments moments{first_mean<V>(x, count), 0.0, 0.0};
+  const F center = V::set(moments.shift);
+  const auto add = [&](F& sum, F& squares, const float* p) {
+    const F centered = V::sub(V::load(p), center);
+    sum = V::add(sum, centered);
+    squares = V::multiply_add(centered, centered, squares);
+  };
   int64_t i = 0;
   while (count - i >= V::kWidth) {
-    F sum[2] = {V::set(0.0f), V::set(0.0f)}, squares[2] = {V::set(0.0f), V::set(0.0f)};
+    // two of each, so that one sum's latency hides the other's
+    F sum = V::set(0.0f), squares = sum, other_sum = sum, other_squares = sum;
     const int64_t vectors = (count - i) / V::kWidth;
     const int64_t steps = vectors < kMomentSteps ? vectors : kMomentSteps;
-    for (int64_t step = 0; step < steps; ++step, i += V::kWidth) {
-      const F centered = V::sub(V::load(x + i), center);
-      sum[step % 2] = V::add(sum[step % 2], centered);
-      squares[step % 2] = V::multiply_add(centered, centered, squares[step % 2]);
+    for (int64_t step = 0; step + 2 <= steps; step += 2, i += 2 * V::kWidth) {
+      add(sum, squares, x + i);
+      add(other_sum, other_squares, x + i + V::kWidth);
     }
-    moments.sum += static_cast<double>(V::sum(V::add(sum[0], sum[1])));
-    moments.squares += static_cast<double>(V::sum(V::add(squares[0], squares[1])));
+    if (steps % 2 != 0) {
+      add(sum, squares, x + i);
+      i += V::kWidth;
+    }
+    moments.sum += static_cast<double>(V::sum(V::add(sum, other_sum)));
+    moments.squares += static_cast<double>(V::sum(V::add(squares, other_squares)));
   }
   for (; i < count; ++i) {
-    const double centered = static_cast<double>(x[i] - shift);
+    const double centered = static_cast<double>(x[i] - moments.shift);
     moments.sum += centered;
     moments.squares += centered * centered;
   }
@@ -310,7 +341,7 @@ struct Loops {
   }
 
   static uint32_t quantize(const float* x, int64_t count, float inverse_scale, int8_t* x_q) {
-    return quantize_from<V>(Values<V>{x}, count, inverse_scale, x_q);
+    return quantize_from<V, true>(Values<V>{x}, count, inverse_scale, x_q);
   }
 
   static uint32_t affine_absmax_bits(const AffineRow& row, int64_t count, bool is_silu) {
@@ -318,10 +349,13 @@ struct Loops {
                    : largest_of<V>(Affine<V, false>{row}, count);
   }
 
-  static uint32_t affine_quantize(const AffineRow& row, int64_t count, bool is_silu,
-                                  float inverse_scale, int8_t* x_q) {
-    return is_silu ? quantize_from<V>(Affine<V, true>{row}, count, inverse_scale, x_q)
-                   : quantize_from<V>(Affine<V, false>{row}, count, inverse_scale, x_q);
+  static void affine_quantize(const AffineRow& row, int64_t count, bool is_silu,
+                              float inverse_scale, int8_t* x_q) {
+    if (is_silu) {
+      quantize_from<V, false>(Affine<V, true>{row}, count, inverse_scale, x_q);
+    } else {
+      quantize_from<V, false>(Affine<V, false>{row}, count, inverse_scale, x_q);
+    }
   }
 
   static uint32_t normalize(const NormalizedRow& row, int64_t count, float* y) {

@@ -25,6 +25,7 @@ struct Scalar {
   static float mul(float a, float b) { return a * b; }
   static float div(float a, float b) { return a / b; }
   static float multiply_add(float a, float b, float c) { return a * b + c; }
+  static float multiply_subtract(float a, float b, float c) { return a * b - c; }
   static float sum(float v) { return v; }
   // as the vector instructions: b if one of them is NaN, so a bound replaces NaN
   static float min(float a, float b) { return a < b ? a : b; }
