@@ -12,6 +12,8 @@
 namespace ptq4adm {
 namespace {
 
+constexpr int64_t kRowsTogether = 4;
+
 // Rows that together are about one task long.
 int64_t rows_per_task(int64_t columns) {
   return std::max<int64_t>(1, kTaskElements / std::max<int64_t>(1, columns));
@@ -55,29 +57,44 @@ QuantizeStatus quantize_tensor(const ActivationKernels& kernels, Matrix matrix,
 }
 
 // Quantizes rows that `produce(row, y)` makes: y float32 [columns], returning its largest |y|.
+// kRowsTogether are made before the first is quantized: a row's sums and scale are short chains of
+// slow instructions, which those of its neighbours then hide.
 template <typename Produce>
 QuantizeStatus quantize_rows(const ActivationKernels& kernels, int64_t rows, int64_t columns,
                              const QuantizedOutput& out, int64_t threads, const Produce& produce) {
-  std::vector<float> scratch(static_cast<size_t>(std::max<int64_t>(1, threads) * columns));
+  const int64_t step = divide_up(rows_per_task(columns), kRowsTogether) * kRowsTogether;
+  std::vector<float> scratch(
+      static_cast<size_t>(std::max<int64_t>(1, threads) * kRowsTogether * columns));
+  const bool is_static = out.table != nullptr;
   Largest largest;
-  for_each_row(rows, columns, threads, [&](int64_t row, int64_t thread) {
-    float* y = scratch.data() + thread * columns;
-    const uint32_t bits = produce(row, y);
-    largest.raise_to(bits);
-    if (bits >= kActivationInfinity) return;
-    if (out.table == nullptr) out.scale[row] = dynamic_scale(as_float(bits));
-    const float scale = out.scale[out.table == nullptr ? row : 0];
-    kernels.quantize(y, columns, 1.0f / scale, out.x_q + row * columns);
+  parallel_for(divide_up(rows, step), threads, [&](int64_t task, int64_t thread) {
+    float* y = scratch.data() + thread * kRowsTogether * columns;
+    const int64_t end = std::min(rows, (task + 1) * step);
+    uint32_t task_largest = 0;
+    for (int64_t first = task * step; first < end; first += kRowsTogether) {
+      const int64_t together = std::min(kRowsTogether, end - first);
+      float inverse_scale[kRowsTogether];
+      for (int64_t i = 0; i < together; ++i) {
+        const uint32_t bits = produce(first + i, y + i * columns);
+        task_largest = std::max(task_largest, bits);
+        float* scale = out.scale + (is_static ? 0 : first + i);
+        if (!is_static) *scale = dynamic_scale(as_float(bits));
+        inverse_scale[i] = 1.0f / *scale;
+      }
+      for (int64_t i = 0; i < together; ++i) {
+        kernels.quantize(y + i * columns, columns, inverse_scale[i],
+                         out.x_q + (first + i) * columns);
+      }
+    }
+    largest.raise_to(task_largest);
   });
   return largest.status();
 }
 
-// One row's mean and deviation. The second pass, about the rounded mean of the first, leaves no
-// large number to cancel.
+// One row's mean and deviation.
 NormalizedRow measured(const ActivationKernels& kernels, const float* x, int64_t count, double eps) {
   const double n = static_cast<double>(std::max<int64_t>(1, count));
-  const float mean = static_cast<float>(kernels.row_moments(x, count, 0.0f).sum / n);
-  const RowMoments moments = kernels.row_moments(x, count, mean);
+  const RowMoments moments = kernels.row_moments(x, count);
   const double rest = moments.sum / n;
   const double variance = moments.squares / n - rest * rest;
   // an infinite variance would turn the row into its bias: NaN is noticed instead
@@ -85,7 +102,7 @@ NormalizedRow measured(const ActivationKernels& kernels, const float* x, int64_t
                                               : std::numeric_limits<double>::quiet_NaN();
   NormalizedRow row{};
   row.x = x;
-  row.mean = mean;
+  row.mean = moments.shift;
   row.rstd = static_cast<float>(rstd);
   row.correction = static_cast<float>(-rest * rstd);
   return row;

@@ -42,6 +42,7 @@ struct ColumnMoments {
 };
 
 struct RowMoments {
+  float shift;     // near the mean
   double sum;      // of x - shift
   double squares;  // of (x - shift)^2
 };
@@ -53,14 +54,15 @@ struct ActivationKernels {
   // Bit-equal in every instruction set; the largest |x| is taken before scaling.
   uint32_t (*quantize)(const float* x, int64_t count, float inverse_scale, int8_t* x_q);
 
-  RowMoments (*row_moments)(const float* x, int64_t count, float shift);
+  RowMoments (*row_moments)(const float* x, int64_t count);
   // Adds `rows` rows of `columns` numbers, `stride` apart, to the moments of their columns.
   void (*column_moments)(const float* x, int64_t rows, int64_t stride, int64_t columns,
                          const ColumnMoments& moments);
 
   uint32_t (*affine_absmax_bits)(const AffineRow& row, int64_t count, bool is_silu);
-  uint32_t (*affine_quantize)(const AffineRow& row, int64_t count, bool is_silu,
-                              float inverse_scale, int8_t* x_q);
+  // For rows that are known to give finite numbers.
+  void (*affine_quantize)(const AffineRow& row, int64_t count, bool is_silu, float inverse_scale,
+                          int8_t* x_q);
   uint32_t (*normalize)(const NormalizedRow& row, int64_t count, float* y);
   // y = value * gelu(gate). NaN and infinity in `gate` count as produced.
   uint32_t (*geglu)(const float* value, const float* gate, int64_t count, float* y);

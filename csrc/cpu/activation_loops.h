@@ -17,6 +17,8 @@ constexpr int64_t kMomentRows = 32;
 constexpr int64_t kMomentVectors = 4;
 // Float sums of a row: lanes * 64 numbers, at most 1024, before they are added in double.
 constexpr int64_t kMomentSteps = 64;
+// Numbers of a row whose mean the others are taken relative to; a multiple of every width.
+constexpr int64_t kGuess = 128;
 
 // --- where values come from: at(i, read) is the vector at position i -------------------------------
 
@@ -105,14 +107,15 @@ uint32_t largest_of(const Source& source, int64_t count) {
   return V::largest(bits);
 }
 
-template <class V, class Source>
+// Returns the largest magnitude where kWatch asks for it, else 0.
+template <class V, bool kWatch, class Source>
 uint32_t quantize_from(const Source& source, int64_t count, float inverse_scale, int8_t* x_q) {
   using F = typename V::Float;
   const F factor = V::set(inverse_scale);
   const F upper = V::set(kLargestInt8), lower = V::set(-kLargestInt8);
   typename V::Bits bits = V::no_magnitude();
   const auto scaled = [&](F value) {
-    bits = V::max_magnitude(bits, value);
+    if (kWatch) bits = V::max_magnitude(bits, value);
     return V::max(V::min(V::mul(value, factor), upper), lower);
   };
   for_each_vector<V>(
@@ -142,26 +145,49 @@ uint32_t store_from(const Source& source, int64_t count, float* y) {
 
 // --- moments --------------------------------------------------------------------------------------
 
+// The mean of the first kGuess numbers of a row: the sum of squares about it is at most
+// 1 + count / kGuess times that about the mean of the row.
 template <class V>
-RowMoments row_moments(const float* x, int64_t count, float shift) {
+float first_mean(const float* x, int64_t count) {
+  if (count < kGuess) {
+    float sum = 0.0f;
+    for (int64_t i = 0; i < count; ++i) sum += x[i];
+    return count > 0 ? sum / static_cast<float>(count) : 0.0f;
+  }
+  typename V::Float sum = V::load(x);
+  for (int64_t i = V::kWidth; i < kGuess; i += V::kWidth) sum = V::add(sum, V::load(x + i));
+  return V::sum(sum) * (1.0f / kGuess);
+}
+
+template <class V>
+RowMoments row_moments(const float* x, int64_t count) {
   using F = typename V::Float;
-  const F center = V::set(shift);
-  RowMoments moments{0.0, 0.0};
+  RowMoments moments{first_mean<V>(x, count), 0.0, 0.0};
+  const F center = V::set(moments.shift);
+  const auto add = [&](F& sum, F& squares, const float* p) {
+    const F centered = V::sub(V::load(p), center);
+    sum = V::add(sum, centered);
+    squares = V::multiply_add(centered, centered, squares);
+  };
   int64_t i = 0;
   while (count - i >= V::kWidth) {
-    F sum[2] = {V::set(0.0f), V::set(0.0f)}, squares[2] = {V::set(0.0f), V::set(0.0f)};
+    // two of each, so that one sum's latency hides the other's
+    F sum = V::set(0.0f), squares = sum, other_sum = sum, other_squares = sum;
     const int64_t vectors = (count - i) / V::kWidth;
     const int64_t steps = vectors < kMomentSteps ? vectors : kMomentSteps;
-    for (int64_t step = 0; step < steps; ++step, i += V::kWidth) {
-      const F centered = V::sub(V::load(x + i), center);
-      sum[step % 2] = V::add(sum[step % 2], centered);
-      squares[step % 2] = V::multiply_add(centered, centered, squares[step % 2]);
+    for (int64_t step = 0; step + 2 <= steps; step += 2, i += 2 * V::kWidth) {
+      add(sum, squares, x + i);
+      add(other_sum, other_squares, x + i + V::kWidth);
     }
-    moments.sum += static_cast<double>(V::sum(V::add(sum[0], sum[1])));
-    moments.squares += static_cast<double>(V::sum(V::add(squares[0], squares[1])));
+    if (steps % 2 != 0) {
+      add(sum, squares, x + i);
+      i += V::kWidth;
+    }
+    moments.sum += static_cast<double>(V::sum(V::add(sum, other_sum)));
+    moments.squares += static_cast<double>(V::sum(V::add(squares, other_squares)));
   }
   for (; i < count; ++i) {
-    const double centered = static_cast<double>(x[i] - shift);
+    const double centered = static_cast<double>(x[i] - moments.shift);
     moments.sum += centered;
     moments.squares += centered * centered;
   }
@@ -251,7 +277,7 @@ struct Loops {
   }
 
   static uint32_t quantize(const float* x, int64_t count, float inverse_scale, int8_t* x_q) {
-    return quantize_from<V>(Values<V>{x}, count, inverse_scale, x_q);
+    return quantize_from<V, true>(Values<V>{x}, count, inverse_scale, x_q);
   }
 
   static uint32_t affine_absmax_bits(const AffineRow& row, int64_t count, bool is_silu) {
@@ -259,10 +285,13 @@ struct Loops {
                    : largest_of<V>(Affine<V, false>{row}, count);
   }
 
-  static uint32_t affine_quantize(const AffineRow& row, int64_t count, bool is_silu,
-                                  float inverse_scale, int8_t* x_q) {
-    return is_silu ? quantize_from<V>(Affine<V, true>{row}, count, inverse_scale, x_q)
-                   : quantize_from<V>(Affine<V, false>{row}, count, inverse_scale, x_q);
+  static void affine_quantize(const AffineRow& row, int64_t count, bool is_silu,
+                              float inverse_scale, int8_t* x_q) {
+    if (is_silu) {
+      quantize_from<V, false>(Affine<V, true>{row}, count, inverse_scale, x_q);
+    } else {
+      quantize_from<V, false>(Affine<V, false>{row}, count, inverse_scale, x_q);
+    }
   }
 
   static uint32_t normalize(const NormalizedRow& row, int64_t count, float* y) {

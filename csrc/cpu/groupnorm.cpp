@@ -1,10 +1,12 @@
 // Group norm, SiLU and quantization of a channels-last image in two passes over memory.
 //
 // The first pass takes sum, sum of squares, smallest and largest number of every channel. They give
-// the norm, and with it the smallest and largest y; SiLU grows with y wherever it is large, so they
-// give a dynamic scale without another pass. The second pass writes int8.
+// the norm, and with it the smallest and largest y of a channel. |silu(y)| between two y is largest
+// at one of them unless it is below 0.2785 everywhere, so they give a dynamic scale without another
+// pass. The second pass writes int8.
 
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 #include <vector>
 
@@ -17,7 +19,7 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kShortRow = 256;      // fewer channels: several pixels make one row
-constexpr float kSiluDepth = 0.27847f;  // -silu(y) <= 0.278465 for every y
+constexpr float kSiluDepth = 0.27847f;  // silu(y) >= -0.278465 for every y
 
 // How an image is cut: parts of a sample are tasks, rows are what the kernels are called with.
 struct Cut {
@@ -58,10 +60,9 @@ class Moments {
   std::vector<float> low_, high_;
 };
 
-// y = (x - shift) * gain + offset for every number of a row, [batch, columns], and its range.
+// y = (x - shift) * gain + offset for every number of a row, [batch, columns].
 struct Affines {
   std::vector<float> shift, gain, offset;
-  float low = kInfinity, high = -kInfinity;
 
   Affines(int64_t batch, int64_t columns)
       : shift(static_cast<size_t>(batch * columns)), gain(shift.size()), offset(shift.size()) {}
@@ -85,26 +86,31 @@ void measure_part(const ActivationKernels& kernels, const GroupNorm& norm, const
   }
 }
 
-// Adds the moments of a sample's parts and of a row's pixels: part 0, columns 0 .. channels - 1.
+template <typename T, typename Combine>
+void combine(T* total, const T* more, int64_t count, const Combine& with) {
+  for (int64_t i = 0; i < count; ++i) total[i] = with(total[i], more[i]);
+}
+
+// Combines the moments of a sample's parts and of a row's pixels: part 0, columns 0 .. channels - 1.
 void fold(const GroupNorm& norm, const Cut& cut, int64_t sample, Moments& moments) {
   const ColumnMoments total = moments.of_part(sample * cut.parts);
   for (int64_t part = 0; part < cut.parts; ++part) {
     const ColumnMoments more = moments.of_part(sample * cut.parts + part);
-    for (int64_t pixel = part == 0 ? 1 : 0; pixel < cut.row_pixels; ++pixel) {
-      for (int64_t c = 0; c < norm.channels; ++c) {
-        const int64_t i = pixel * norm.channels + c;
-        total.sum[c] += more.sum[i];
-        total.squares[c] += more.squares[i];
-        total.low[c] = std::min(total.low[c], more.low[i]);
-        total.high[c] = std::max(total.high[c], more.high[i]);
-      }
+    for (int64_t i = part == 0 ? norm.channels : 0; i < cut.columns; i += norm.channels) {
+      combine(total.sum, more.sum + i, norm.channels, [](double a, double b) { return a + b; });
+      combine(total.squares, more.squares + i, norm.channels,
+              [](double a, double b) { return a + b; });
+      combine(total.low, more.low + i, norm.channels,
+              [](float a, float b) { return b < a ? b : a; });
+      combine(total.high, more.high + i, norm.channels,
+              [](float a, float b) { return b > a ? b : a; });
     }
   }
 }
 
-// Norms one group of one sample. False if its variance is not finite.
-bool set_group(const GroupNorm& norm, const ColumnMoments& total, int64_t group, float* shift,
-               float* gain, float* offset, Affines& affines) {
+// Norms one group of one sample. A variance that is not finite gives NaN.
+void set_group(const GroupNorm& norm, const ColumnMoments& total, int64_t group, float* shift,
+               float* gain, float* offset) {
   const int64_t size = norm.channels / norm.groups;
   const int64_t first = group * size, end = first + size;
   double sum = 0.0, squares = 0.0;
@@ -115,24 +121,21 @@ bool set_group(const GroupNorm& norm, const ColumnMoments& total, int64_t group,
   const double count = static_cast<double>(size * norm.pixels);
   const double mean = sum / count;
   const double variance = squares / count - mean * mean;
-  if (!std::isfinite(variance)) return false;
-  const double rstd = 1.0 / std::sqrt(std::max(0.0, variance) + norm.eps);
+  // an infinite variance would turn every number into the bias
+  const float rstd =
+      std::isfinite(variance)
+          ? static_cast<float>(1.0 / std::sqrt(std::max(0.0, variance) + norm.eps))
+          : std::numeric_limits<float>::quiet_NaN();
   const float rounded_mean = static_cast<float>(mean);
+  const float rest = static_cast<float>(mean - static_cast<double>(rounded_mean));
   for (int64_t c = first; c < end; ++c) {
-    const double factor = rstd * static_cast<double>(norm.weight[c]);
     shift[c] = rounded_mean;
-    gain[c] = static_cast<float>(factor);
-    offset[c] = static_cast<float>(static_cast<double>(norm.bias[c]) -
-                                   (mean - static_cast<double>(rounded_mean)) * factor);
-    const float at_low = (total.low[c] - shift[c]) * gain[c] + offset[c];
-    const float at_high = (total.high[c] - shift[c]) * gain[c] + offset[c];
-    affines.low = std::min({affines.low, at_low, at_high});
-    affines.high = std::max({affines.high, at_low, at_high});
+    gain[c] = rstd * norm.weight[c];
+    offset[c] = norm.bias[c] - rest * gain[c];
   }
-  return true;
 }
 
-bool set_affines(const GroupNorm& norm, const Cut& cut, Moments& moments, Affines& affines) {
+void set_affines(const GroupNorm& norm, const Cut& cut, Moments& moments, Affines& affines) {
   for (int64_t sample = 0; sample < norm.batch; ++sample) {
     fold(norm, cut, sample, moments);
     const ColumnMoments total = moments.of_part(sample * cut.parts);
@@ -140,21 +143,35 @@ bool set_affines(const GroupNorm& norm, const Cut& cut, Moments& moments, Affine
                               affines.gain.data() + sample * cut.columns,
                               affines.offset.data() + sample * cut.columns};
     for (int64_t group = 0; group < norm.groups; ++group) {
-      if (!set_group(norm, total, group, arrays[0], arrays[1], arrays[2], affines)) return false;
+      set_group(norm, total, group, arrays[0], arrays[1], arrays[2]);
     }
     for (float* array : arrays) {  // the same for every pixel of a row
       for (int64_t i = norm.channels; i < cut.columns; ++i) array[i] = array[i - norm.channels];
     }
   }
-  return true;
 }
 
-// Calls work(row, numbers, pixel) for every row of the image; returns the largest bits it gave.
-// The parts run backwards: what the first pass read last is still in the cache.
+// Largest |y| (or |silu(y)|) at the smallest and the largest x of every channel, as bits. All y are
+// finite if these are: the variance is finite only if every x is, and y lies between them.
+uint32_t largest_at_extremes(const ActivationKernels& kernels, const GroupNorm& norm,
+                             const Cut& cut, Moments& moments, const Affines& affines,
+                             bool is_silu) {
+  uint32_t largest = 0;
+  for (int64_t sample = 0; sample < norm.batch; ++sample) {
+    const ColumnMoments total = moments.of_part(sample * cut.parts);
+    for (const float* x : {total.low, total.high}) {
+      const AffineRow row = affines.row(x, sample * cut.columns);
+      largest = std::max(largest, kernels.affine_absmax_bits(row, norm.channels, is_silu));
+    }
+  }
+  return largest;
+}
+
+// Calls work(row, numbers, pixel) for every row of the image. The parts run backwards: what the
+// first pass read last is still in the cache.
 template <typename Work>
-uint32_t for_each_row(const GroupNorm& norm, const Cut& cut, const Affines& affines,
+void for_each_row(const GroupNorm& norm, const Cut& cut, const Affines& affines,
                       int64_t threads, const Work& work) {
-  Largest largest;
   const int64_t tasks = norm.batch * cut.parts;
   parallel_for(tasks, threads, [&](int64_t index, int64_t) {
     const int64_t task = tasks - 1 - index;
@@ -165,24 +182,22 @@ uint32_t for_each_row(const GroupNorm& norm, const Cut& cut, const Affines& affi
       const float* x = norm.x + sample * norm.batch_stride + pixel * norm.pixel_stride;
       const int64_t numbers = std::min(cut.row_pixels, end - pixel) * norm.channels;
       const AffineRow row = affines.row(x, sample * cut.columns);
-      largest.raise_to(work(row, numbers, sample * norm.pixels + pixel));
+      work(row, numbers, sample * norm.pixels + pixel);
     }
   });
-  return largest.bits();
 }
 
-// Largest |y| after SiLU, as a number.
-float absmax(const ActivationKernels& kernels, const GroupNorm& norm, const Cut& cut,
-             const Affines& affines, int64_t threads) {
-  if (!norm.is_silu) return std::max(std::fabs(affines.low), std::fabs(affines.high));
-  float top = 0.0f;
-  kernels.silu(&affines.high, 1, &top);
-  if (top >= kSiluDepth) return top;
-  // every y is small or negative, where SiLU falls and rises: look at them all
-  return as_float(for_each_row(norm, cut, affines, threads,
-                               [&](const AffineRow& row, int64_t numbers, int64_t) {
-                                 return kernels.affine_absmax_bits(row, numbers, true);
-                               }));
+// Largest |silu(y)|.
+float silu_absmax(const ActivationKernels& kernels, const GroupNorm& norm, const Cut& cut,
+                  Moments& moments, const Affines& affines, int64_t threads) {
+  const float at_extremes =
+      as_float(largest_at_extremes(kernels, norm, cut, moments, affines, true));
+  if (at_extremes >= kSiluDepth) return at_extremes;
+  Largest largest;
+  for_each_row(norm, cut, affines, threads, [&](const AffineRow& row, int64_t numbers, int64_t) {
+    largest.raise_to(kernels.affine_absmax_bits(row, numbers, true));
+  });
+  return as_float(largest.bits());
 }
 
 }  // namespace
@@ -200,17 +215,21 @@ QuantizeStatus groupnorm_silu_quantize(const ActivationKernels& kernels, const G
     measure_part(kernels, norm, cut, task, moments.of_part(task));
   });
   Affines affines(norm.batch, cut.columns);
-  if (!set_affines(norm, cut, moments, affines)) return QuantizeStatus::kNonFinite;
+  set_affines(norm, cut, moments, affines);
+  const uint32_t bits = largest_at_extremes(kernels, norm, cut, moments, affines, false);
+  if (bits >= kActivationInfinity) return QuantizeStatus::kNonFinite;
   if (out.table == nullptr) {
-    *out.scale = dynamic_scale(absmax(kernels, norm, cut, affines, threads));
+    *out.scale = dynamic_scale(
+        norm.is_silu ? silu_absmax(kernels, norm, cut, moments, affines, threads)
+                     : as_float(bits));
   }
   const float inverse_scale = 1.0f / *out.scale;
-  const uint32_t bits = for_each_row(
-      norm, cut, affines, threads, [&](const AffineRow& row, int64_t numbers, int64_t pixel) {
-        return kernels.affine_quantize(row, numbers, norm.is_silu, inverse_scale,
-                                       out.x_q + pixel * norm.channels);
-      });
-  return bits < kActivationInfinity ? QuantizeStatus::kOk : QuantizeStatus::kNonFinite;
+  for_each_row(norm, cut, affines, threads,
+               [&](const AffineRow& row, int64_t numbers, int64_t pixel) {
+                 kernels.affine_quantize(row, numbers, norm.is_silu, inverse_scale,
+                                         out.x_q + pixel * norm.channels);
+               });
+  return QuantizeStatus::kOk;
 }
 
 }  // namespace ptq4adm

@@ -1,6 +1,11 @@
 // 16 floats in an AVX-512 register; see vector_math.h. AVX-512 F, BW, DQ, VL.
 #pragma once
 
+// GCC's own header starts unused operands from themselves and then warns about it
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 
 #include <cstdint>
@@ -37,6 +42,9 @@ struct Avx512 {
   static __m512 min(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
   static __m512 max(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
   static __m512 multiply_add(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
+  static __m512 multiply_subtract(__m512 a, __m512 b, __m512 c) {
+    return _mm512_fmsub_ps(a, b, c);
+  }
   static __m512 round(__m512 v) {
     return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }

@@ -5,7 +5,8 @@
 // A vector type V has kWidth lanes and
 //   load, load_first(p, n)     the lanes from n on are zero
 //   store, store_first         store_int8, store_int8_first round to even
-//   set, add, sub, mul, div, min, max, multiply_add (fused or not), round, scale_by_power (x * 2^n)
+//   set, add, sub, mul, div, min, max, round, scale_by_power (x * 2^n, normal results only)
+//   multiply_add, multiply_subtract (fused or not)
 //   sum, largest_lane, first_lane
 //   no_magnitude, max_magnitude, largest     running maximum of |x| as bits
 #pragma once
@@ -15,29 +16,44 @@
 namespace ptq4adm {
 namespace {
 
-// e^x within 1e-7 of itself for -87 <= x <= 88; outside, the value at the bound. x = n ln2 + r with
-// |r| <= ln2 / 2; the high part of ln2 has 10 bits, so n * high is exact even without a fused
-// product. Coefficients: least squares for the relative error over r, refined to its minimax (3e-9).
-template <class V>
-typename V::Float exponential(typename V::Float x) {
+// 2^x for -126 < x < 127: 2^x = 2^n 2^f with n = rint(x). `exact_x(n)` is x - n, from x before it
+// was rounded. The polynomial has a relative error of 1.1e-7 over |f| <= 1/2 (minimax, 2^0 = 1).
+template <class V, class Fraction>
+typename V::Float power_of_two(typename V::Float x, const Fraction& exact_x) {
   using F = typename V::Float;
-  x = V::max(V::min(x, V::set(88.0f)), V::set(-87.0f));
-  const F n = V::round(V::mul(x, V::set(1.44269504f)));
-  F r = V::multiply_add(n, V::set(-0.693359375f), x);
-  r = V::multiply_add(n, V::set(2.12194440e-4f), r);
-  F p = V::set(1.3814467e-3f);
-  p = V::multiply_add(p, r, V::set(8.3687808e-3f));
-  p = V::multiply_add(p, r, V::set(4.1668393e-2f));
-  p = V::multiply_add(p, r, V::set(1.66665196e-1f));
-  p = V::multiply_add(p, r, V::set(4.9999994e-1f));
-  p = V::add(V::multiply_add(V::mul(p, r), r, r), V::set(1.0f));
+  const F n = V::round(x);
+  const F f = exact_x(n);
+  F p = V::set(1.32647005e-3f);
+  p = V::multiply_add(p, f, V::set(9.67153348e-3f));
+  p = V::multiply_add(p, f, V::set(5.55073395e-2f));
+  p = V::multiply_add(p, f, V::set(2.40222424e-1f));
+  p = V::multiply_add(p, f, V::set(6.93147004e-1f));
+  p = V::multiply_add(p, f, V::set(1.0f));
   return V::scale_by_power(p, n);
 }
 
+// e^x within 1e-6 of itself for -87 <= x <= 87; outside, the value at the bound.
+template <class V>
+typename V::Float exponential(typename V::Float x) {
+  using F = typename V::Float;
+  const F bounded = V::max(V::min(x, V::set(87.0f)), V::set(-87.0f));
+  const F factor = V::set(1.44269504f);  // 1 / ln 2
+  return power_of_two<V>(V::mul(bounded, factor), [&](F n) {
+    return V::multiply_subtract(bounded, factor, n);
+  });
+}
+
+// silu(x) = x / (1 + e^-x), within 4e-7 + 1e-7 |x| of itself for |x| <= 86 (2e-8 |x| where products
+// are fused). Beyond, e^-x stays at its bound: x, or less than 5e-38 |x|.
 template <class V>
 typename V::Float silu_of(typename V::Float x) {
-  const typename V::Float negative = V::sub(V::set(0.0f), x);
-  return V::div(x, V::add(V::set(1.0f), exponential<V>(negative)));
+  using F = typename V::Float;
+  const F bounded = V::max(V::min(x, V::set(86.0f)), V::set(-86.0f));
+  const F factor = V::set(-1.44269504f);  // -1 / ln 2
+  const F power = power_of_two<V>(V::mul(bounded, factor), [&](F n) {
+    return V::multiply_subtract(bounded, factor, n);
+  });
+  return V::div(x, V::add(V::set(1.0f), power));
 }
 
 // gelu(x) = x * (0.5 + x * P(x^2) / Q(x^2)), within 2e-7 |x|. The fraction is erf(x / sqrt 2) / 2x,

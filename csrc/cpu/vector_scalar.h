@@ -25,6 +25,7 @@ struct Scalar {
   static float mul(float a, float b) { return a * b; }
   static float div(float a, float b) { return a / b; }
   static float multiply_add(float a, float b, float c) { return a * b + c; }
+  static float multiply_subtract(float a, float b, float c) { return a * b - c; }
   static float sum(float v) { return v; }
   static float largest_lane(float v) { return v; }
   static float first_lane(float v) { return v; }

@@ -11,11 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ptq4adm.errors import (
-    BackendUnavailableError,
-    DtypeError,
     NonFiniteError,
-    ShapeError,
-    UncalibratedStepError,
 )
 from ptq4adm.ops import compiled, cpu_activation, reference
 
@@ -262,47 +258,10 @@ def test_rows_apart_are_read_in_place(activation_isa) -> None:
         assert torch.equal(got[1], expected[1])
 
 
-# --- all ------------------------------------------------------------------------------------------
-
-
-def _calls(x: Tensor, isa: str) -> dict:
-    """Each operator on x [6, 40], as a function of the scale's keywords."""
-    image = _channels_last(x.reshape(2, 8, 3, 5))
-    rows = (x, torch.ones(40), torch.zeros(40), EPS)
-    return {
-        "quantize_int8": lambda **k: cpu_activation.quantize_int8(x, **k, isa=isa),
-        "groupnorm_silu_quantize": lambda **k: cpu_activation.groupnorm_silu_quantize(
-            image, 4, torch.ones(8), torch.zeros(8), EPS, **k, isa=isa
-        ),
-        "layernorm_quantize": lambda **k: cpu_activation.layernorm_quantize(*rows, **k, isa=isa),
-        "geglu_quantize": lambda **k: cpu_activation.geglu_quantize(x, **k, isa=isa),
-    }
-
-
-OPERATORS = tuple(_calls(torch.zeros(6, 40), "auto"))
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("position", [0, 33, 100, 239])
-@pytest.mark.parametrize("scale", STATIC)
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_non_finite_is_refused(activation_isa, operator, scale, position, bad) -> None:
-    x = torch.randn(6, 40)
-    x.view(-1)[position] = bad
-    with pytest.raises(NonFiniteError, match="NaN or infinity"):
-        _calls(x, activation_isa)[operator](**STATIC[scale])
-
-
-@pytest.mark.parametrize("bad", ["weight", "bias"])
-@pytest.mark.parametrize("scale", STATIC)
-def test_non_finite_parameters_are_refused(activation_isa, scale, bad) -> None:
-    parameters = {"weight": torch.ones(40), "bias": torch.zeros(40)}
-    parameters[bad][39] = float("nan")
-    keywords = {**parameters, "eps": EPS, **STATIC[scale], "isa": activation_isa}
-    with pytest.raises(NonFiniteError):
-        cpu_activation.layernorm_quantize(torch.randn(3, 40), **keywords)
-    with pytest.raises(NonFiniteError):
-        cpu_activation.groupnorm_silu_quantize(torch.randn(2, 40, 3, 3), 4, **keywords)
+def test_half_precision_parameters_are_converted(activation_isa) -> None:
+    x, weight, bias = torch.randn(6, 40), torch.randn(40).half(), torch.randn(40).bfloat16()
+    got = cpu_activation.layernorm_quantize(x, weight, bias, EPS, isa=activation_isa)
+    _check(got, _layer_norm(x, weight, bias), {}, is_per_row=True)
 
 
 def test_squares_beyond_float32_are_refused_not_flattened(activation_isa) -> None:
@@ -316,66 +275,6 @@ def test_squares_beyond_float32_are_refused_not_flattened(activation_isa) -> Non
         cpu_activation.layernorm_quantize(
             torch.randn(3, 36) * 1e25, weight, bias, EPS, isa=activation_isa
         )
-
-
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_step_outside_the_table_is_refused(activation_isa, operator) -> None:
-    call = _calls(torch.randn(6, 40), activation_isa)[operator]
-    table = torch.tensor([0.1, 0.2, 0.3])
-    for step in (3, -1):
-        with pytest.raises(UncalibratedStepError, match=rf"step = {step}: .* has rows 0\.\.2"):
-            call(x_scale=table, step=torch.tensor(step))
-    _, scale = call(x_scale=table, step=torch.tensor(2))
-    assert scale == table[2]
-    _, scale = call(x_scale=table[:1], step=torch.tensor(99))  # one scale serves every step
-    assert scale == table[0]
-    strided = torch.stack([table, table + 9], dim=1)[:, 0]
-    assert call(x_scale=strided, step=torch.tensor(1))[1] == table[1]
-
-
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_scale_of_another_dtype_is_refused(operator) -> None:
-    call = _calls(torch.randn(6, 40), "auto")[operator]
-    with pytest.raises(DtypeError, match=r"x_scale: expected torch\.float32, got torch\.float64"):
-        call(x_scale=torch.tensor(0.1, dtype=torch.float64))
-    with pytest.raises(ShapeError, match=r"x_scale \[2\]: expected one scale"):
-        call(x_scale=torch.ones(2))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_half_precision_is_converted_first(activation_isa, operator, dtype) -> None:
-    x = torch.randn(6, 40).to(dtype)
-    got = _calls(x, activation_isa)[operator]()
-    expected = _calls(x.float(), activation_isa)[operator]()
-    assert torch.equal(got[0], expected[0])
-    assert torch.equal(got[1], expected[1])
-
-
-def test_half_precision_parameters_are_converted(activation_isa) -> None:
-    x, weight, bias = torch.randn(6, 40), torch.randn(40).half(), torch.randn(40).bfloat16()
-    got = cpu_activation.layernorm_quantize(x, weight, bias, EPS, isa=activation_isa)
-    _check(got, _layer_norm(x, weight, bias), {}, is_per_row=True)
-
-
-@pytest.mark.parametrize("scale", STATIC)
-def test_empty_batch_gives_an_empty_result(activation_isa, scale) -> None:
-    one = torch.ones(8)
-    results = {
-        (0, 3, 5, 8): cpu_activation.groupnorm_silu_quantize(
-            torch.zeros(0, 8, 3, 5), 4, one, one, EPS, **STATIC[scale], isa=activation_isa
-        ),
-        (0, 8): cpu_activation.layernorm_quantize(
-            torch.zeros(0, 8), one, one, EPS, **STATIC[scale], isa=activation_isa
-        ),
-        (0, 4): cpu_activation.geglu_quantize(
-            torch.zeros(0, 8), **STATIC[scale], isa=activation_isa
-        ),
-    }
-    for shape, (x_q, step) in results.items():
-        assert x_q.shape == shape
-        assert step.shape == (() if scale != "measured" or len(shape) == 4 else (0,))
-        assert not bool(step.isnan().any())
 
 
 def test_threads_change_nothing(activation_isa) -> None:
@@ -400,19 +299,7 @@ def test_threads_change_nothing(activation_isa) -> None:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
 
-def test_bad_parameters_are_refused() -> None:
-    x = torch.randn(2, 8, 3, 5)
-    with pytest.raises(ShapeError, match=r"weight \[7\]: expected \[8\]"):
-        cpu_activation.groupnorm_silu_quantize(x, 4, torch.ones(7), torch.ones(8), EPS)
-    with pytest.raises(ShapeError, match=r"bias \[9\]: expected \[5\]"):
-        cpu_activation.layernorm_quantize(x, torch.ones(5), torch.ones(9), EPS)
-    with pytest.raises(BackendUnavailableError, match="was given tensors on meta"):
-        cpu_activation.layernorm_quantize(x, torch.ones(5, device="meta"), torch.ones(5), EPS)
-    with pytest.raises(BackendUnavailableError, match="was given tensors on meta"):
-        cpu_activation.quantize_int8(x, x_scale=torch.ones(3), step=torch.tensor(1, device="meta"))
-
-
-# --- functions and names --------------------------------------------------------------------------
+# --- functions ------------------------------------------------------------------------------------
 
 
 def _activate(function: str, x: Tensor, isa: str) -> Tensor:
@@ -427,11 +314,12 @@ def _dense(limit: float) -> Tensor:
 
 
 def test_silu_is_accurate(activation_isa) -> None:
-    """Relative error: 3e-7 is 2.5 units in the last place."""
+    """Relative error; where products are not fused, the exponent's rounding counts five times."""
     x = _dense(85.0)
     exact = x.double() * torch.sigmoid(x.double())
     error = (_activate("silu", x, activation_isa) - exact).abs() / exact.abs().clamp(min=1e-38)
-    assert float(error.max()) < 3e-7
+    bound = 4e-7 + (1e-7 if activation_isa == "scalar" else 2e-8) * x.double().abs()
+    assert bool((error <= bound).all()), f"relative error {float((error / bound).max())} of bound"
 
 
 def test_gelu_is_accurate(activation_isa) -> None:
@@ -448,18 +336,3 @@ def test_activation_of_large_arguments(activation_isa, function) -> None:
     x = torch.tensor([-1e30, -1e4, -200.0, 200.0, 1e4, 1e30])
     expected = x.clamp(min=0)
     assert torch.allclose(_activate(function, x, activation_isa), expected, rtol=1e-6, atol=1e-5)
-
-
-def test_names_of_the_matrix_products_choose_loops() -> None:
-    names = {"scalar": "scalar", "avx2": "avx2", "avx_vnni": "avx2", "avx512_vnni": "avx512"}
-    runs = ["scalar"]
-    for name, loops in names.items():
-        try:
-            assert compiled.module.activation_isa(name) == loops
-        except RuntimeError as error:
-            assert f"isa '{name}' is not available on this processor" in str(error)  # noqa: PT017
-        else:
-            runs.append(loops)
-    assert compiled.module.activation_isa("auto") == runs[-1]
-    with pytest.raises(ValueError, match="isa 'sse9' is unknown; use auto, avx512_vnni"):
-        cpu_activation.quantize_int8(torch.zeros(2, 2), isa="sse9")
