@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help setup demo test check lint format typecheck bench bench-full clean
+.PHONY: help setup demo test sanitize check lint format typecheck bench bench-full clean
 help:            ## list the commands
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
@@ -22,6 +22,19 @@ demo: $(STAMP)   ## the same prompts and seeds in float and W4A8, with what it c
 
 test: $(STAMP)   ## all tests that need no GPU
 	$(BIN)/pytest
+
+# the kernels and their callers under AddressSanitizer and UndefinedBehaviorSanitizer; torch leaks
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer \
+	-DPTQ4ADM_EMULATE_VNNI
+sanitize: $(STAMP)  ## kernel tests under AddressSanitizer and UBSan
+	CFLAGS="$(SANITIZE)" CXXFLAGS="$(SANITIZE)" LDFLAGS="-fsanitize=address,undefined" \
+		PTQ4ADM_BUILD=cpu $(BIN)/python setup.py -q build \
+		--build-base=build/sanitize --build-lib=build/sanitize/lib
+	@# libstdc++ too: the sanitizer looks for its exceptions before anything has loaded it
+	cd build/sanitize && PYTHONPATH=lib ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) \
+		-print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
+		"$(CURDIR)/$(BIN)/pytest" -q --capture=sys "$(CURDIR)/tests/ops" \
+		--ignore "$(CURDIR)/tests/ops/test_emulated.py"
 
 check: lint typecheck  ## lint, types, layering
 	$(BIN)/pytest -q tests/test_layering.py

@@ -33,6 +33,7 @@ from ptq4adm.errors import (
 from ptq4adm.models import TextToAudioPipeline, find_adapter, save_components
 from ptq4adm.nn import StepIndex, StorageLayer, attach_step_hook
 from ptq4adm.nn.conv import padding_reason, unsupported_reason
+from ptq4adm.nn.fuse import fuse_blocks
 from ptq4adm.nn.replace import check_finite, check_hooks, quantized_layer, replace_layers
 from ptq4adm.ops import resolve_backend
 from ptq4adm.packing.checkpoint import QuantState, is_quantized, mark_quantized, save_denoiser
@@ -300,6 +301,7 @@ class _Job:
         replace_layers(self.denoiser, replacements)
         if step is not None:
             attach_step_hook(self.denoiser, step)
+        logger.info("fused %s", fuse_blocks(self.denoiser).summary())
         digest = (
             self.calibration.digest() if step is not None and self.calibration is not None else None
         )

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ptq4adm import ops
-from ptq4adm.bench.problem import Problem, Variant
+from ptq4adm.bench.problem import Problem, Variant, convolve, nchw_rows
 from ptq4adm.errors import BenchmarkError
 from ptq4adm.ops import cpu, reference
 from ptq4adm.ops.arguments import Conv2dGeometry, Matmul, MatmulOptions
+from ptq4adm.ops.cpu_activation import quantize_int8
 from ptq4adm.packing.layout import KLayout, pack_int4, weight_to_rows
 
 OURS, MATMUL, QUANTIZE = "ptq4adm", "ptq4adm-matmul", "ptq4adm-quantize"
@@ -37,6 +38,27 @@ def own_variants(problem: Problem, *, bits: int, isa: str) -> list[Variant]:
     ]
 
 
+def exact_product(problem: Problem, x_q: Tensor, w_q: Tensor) -> Tensor:
+    """The integer sums of a layer.
+
+    float64 holds every partial sum exactly, whatever the order; its convolution is ten times faster
+    here than that of `ptq4adm.ops.reference`, which the tests compare with.
+
+    Args:
+        problem: whose sizes are meant.
+        x_q: int8 [M, K] or NHWC.
+        w_q: int8, of the shape of the problem's weight.
+
+    Returns:
+        float64 [M, N], whole numbers.
+    """
+    if problem.is_linear:
+        return x_q.double() @ w_q.double().T
+    none = torch.zeros(problem.shape.N, dtype=torch.float64)
+    x = x_q.permute(0, 3, 1, 2).double()
+    return nchw_rows(convolve(problem.shape, x, w_q.double(), none))
+
+
 class _Layer:
     """Packed weight, scales and the calls."""
 
@@ -49,10 +71,11 @@ class _Layer:
         limit = 7 if bits == 4 else 127
         self.w_scale = weight.abs().amax(dim=(1, 2, 3)) / limit
         w_q = torch.round(weight / self.w_scale[:, None, None, None]).to(torch.int8)
+        self.w_q = w_q.reshape(problem.weight.shape)
         self.layout = KLayout((shape.in_channels,), kernel)
         rows = weight_to_rows(w_q.contiguous(), self.layout)
-        self.canonical = pack_int4(rows) if bits == 4 else rows
-        self.qweight = ops.prepack(self.canonical, bits=bits, layout=self.layout, backend="cpu")
+        canonical = pack_int4(rows) if bits == 4 else rows
+        self.qweight = ops.prepack(canonical, bits=bits, layout=self.layout, backend="cpu")
         self.x_scale = self.x.abs().amax() / 127
         self.options = MatmulOptions(bias=problem.bias)
         upsample = shape.out_size if shape.is_upsampled else None
@@ -62,7 +85,7 @@ class _Layer:
         self.x_q = self.quantize()
 
     def quantize(self) -> Tensor:
-        x_q, _ = cpu.quantize_int8(self.x, x_scale=self.x_scale, isa=self.isa)
+        x_q, _ = quantize_int8(self.x, x_scale=self.x_scale, isa=self.isa)
         return x_q
 
     def multiply(self) -> Tensor:
@@ -75,25 +98,23 @@ class _Layer:
         return y.reshape(-1, self.problem.shape.N)
 
     def check(self) -> None:
-        """Quantized activations and int32 accumulators equal the reference's, bit for bit."""
+        """Quantized activations and int32 accumulators are exact, bit for bit."""
         expected_q, _ = reference.quantize_int8(self.x, x_scale=self.x_scale)
         self._check_equal("quantized activations", self.x_q, expected_q)
-        packed, canonical = self._call(self.x_q), self._call(self.x_q)
-        canonical.qweight = self.canonical
+        packed = self._call(self.x_q)
         if self.problem.is_linear:
-            got = cpu.accumulate_linear(packed, isa=self.isa)
-            expected = reference.accumulate_linear(canonical)
+            got = cpu.accumulate_linear(packed, isa=self.isa)[0]
         else:
-            got = cpu.accumulate_conv2d(packed, self.geometry, isa=self.isa)
-            expected = reference.accumulate_conv2d(canonical, self.geometry)
-        self._check_equal("int32 accumulators", got[0], expected[0])
+            got = cpu.accumulate_conv2d(packed, self.geometry, isa=self.isa)[0]
+        expected = exact_product(self.problem, self.x_q, self.w_q)
+        self._check_equal("int32 accumulators", got.flatten(0, -2), expected.to(torch.int32))
 
     def _check_equal(self, what: str, got: Tensor, expected: Tensor) -> None:
         if not torch.equal(got, expected):
             wrong = int((got != expected).sum())
             raise BenchmarkError(
                 f"{self.problem.shape}, isa {self.isa!r}: {wrong} of {expected.numel()} {what} "
-                "differ from the reference; nothing is timed, run the tests in tests/ops"
+                "are not exact; nothing is timed, run the tests in tests/ops"
             )
 
     def _call(self, x_q: Tensor) -> Matmul:

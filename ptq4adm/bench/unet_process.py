@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,11 @@ from ptq4adm.bench.shapes import TIMESTEP, model_spec, step_inputs
 from ptq4adm.bench.unet import DYNAMIC, FLOAT, OPENVINO_FLOAT, OPENVINO_INT8, STATIC
 from ptq4adm.errors import BenchmarkError
 from ptq4adm.models import UNet2DAdapter
+from ptq4adm.nn.hoist import prepared
 from ptq4adm.ops.machine import sample_instructions, sampler_missing
 from ptq4adm.protocols import StepCallback
 
 MB = 1e6
-# Work that both sides may move out of the step (projections of the timestep, keys and values of the
-# text): variant to a function that prepares the UNet, given the UNet and the model's name.
-PREPARE: dict[str, Callable[[nn.Module, str], None]] = {}
 _CALIBRATION_SEEDS = (1, 2)
 
 
@@ -77,9 +76,8 @@ def open_unet(
         unet = _float_unet(model)
         # mypy knows no overload with memory_format alone
         unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if variant in PREPARE:
-            PREPARE[variant](unet, model)
-        step, weights = _torch_step(unet, model), 4 * sum(p.numel() for p in unet.parameters())
+        weights = 4 * sum(p.numel() for p in unet.parameters())
+        step = _TorchStep(unet, model, is_hoisted=True)
     else:
         step, weights = _own_step(model, variant, bits)
     build_s = time.perf_counter() - started
@@ -171,12 +169,15 @@ def limit_isa(isa: str) -> None:
         isa: a name that the compiled module knows.
     """
     for module in list(sys.modules.values()):
-        if getattr(module, "__name__", "").startswith("ptq4adm.ops") and hasattr(module, "_cpu"):
-            module._cpu = _Limited(module._cpu, isa)  # type: ignore[attr-defined]
+        if not getattr(module, "__name__", "").startswith("ptq4adm.ops"):
+            continue
+        for name in ("_cpu", "module"):
+            if hasattr(module, name):
+                setattr(module, name, _Limited(getattr(module, name), isa))
 
 
 class _Limited:
-    """The compiled module with another meaning of ``isa="auto"``."""
+    """The compiled module with another meaning of the argument ``"auto"``."""
 
     def __init__(self, module: Any, isa: str) -> None:
         self._module, self._isa = module, isa
@@ -187,9 +188,10 @@ class _Limited:
             return found
 
         def call(*args: Any, **keywords: Any) -> Any:
-            if keywords.get("isa") == "auto":
-                keywords["isa"] = self._isa
-            return found(*args, **keywords)
+            return found(
+                *(self._isa if value == "auto" else value for value in args),
+                **{k: self._isa if value == "auto" else value for k, value in keywords.items()},
+            )
 
         setattr(self, name, call)  # the next look-up finds it at once
         return call
@@ -203,19 +205,37 @@ def _float_unet(model: str) -> nn.Module:
     return model_spec(model).build("cpu")
 
 
-def _torch_step(unet: nn.Module, model: str) -> Callable[[], Tensor]:
-    latents, conditioning = step_inputs(model)
-    latents = latents.contiguous(memory_format=torch.channels_last)
+class _TorchStep:
+    """One step of a UNet in PyTorch, float or quantized.
 
-    def step() -> Tensor:
+    Args:
+        unet: the model.
+        model: its name.
+        is_hoisted: whether constant work (projections of the timestep, keys and values of the text)
+            is done once before: this package's pipelines do so, and float32 is given the same.
+    """
+
+    def __init__(self, unet: nn.Module, model: str, *, is_hoisted: bool) -> None:
+        latents, self.conditioning = step_inputs(model)
+        self.unet = unet
+        self.latents = latents.contiguous(memory_format=torch.channels_last)
+        self._hoisting = ExitStack()  # held: what was prepared lasts as long as the step
+        if is_hoisted:
+            context = prepared(
+                unet,
+                torch.tensor([TIMESTEP]),
+                class_labels=self.conditioning.get("class_labels"),
+                encoder_hidden_states=self.conditioning["encoder_hidden_states"],
+            )
+            self._hoisting.enter_context(context)
+
+    def __call__(self) -> Tensor:
         with torch.inference_mode():
-            result: Tensor = unet(latents, TIMESTEP, **conditioning).sample
+            result: Tensor = self.unet(self.latents, TIMESTEP, **self.conditioning).sample
         return result
 
-    return step
 
-
-def _own_step(model: str, variant: str, bits: int) -> tuple[Callable[[], Tensor], int]:
+def _own_step(model: str, variant: str, bits: int) -> tuple[_TorchStep, int]:
     from ptq4adm.calibration import RunSettings, record
     from ptq4adm.config import QuantConfig
     from ptq4adm.nn import resident_bytes
@@ -234,9 +254,7 @@ def _own_step(model: str, variant: str, bits: int) -> tuple[Callable[[], Tensor]
         backend="cpu",
     )
     quantize(unet, config, calibration, progress=False)
-    if variant in PREPARE:
-        PREPARE[variant](unet, model)
-    return _torch_step(unet, model), resident_bytes(unet)
+    return _TorchStep(unet, model, is_hoisted=True), resident_bytes(unet)
 
 
 class _RandomInputs(UNet2DAdapter):
@@ -256,7 +274,7 @@ class _RandomInputs(UNet2DAdapter):
         on_step: StepCallback | None = None,
     ) -> Tensor:
         """One step."""
-        result = _torch_step(pipe, self.model)()
+        result = _TorchStep(pipe, self.model, is_hoisted=False)()
         if on_step is not None:
             on_step(0, TIMESTEP, result)
         return result

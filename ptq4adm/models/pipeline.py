@@ -35,6 +35,7 @@ from ptq4adm.models.components import (
     read_json,
     save_components,
 )
+from ptq4adm.nn.hoist import prepared
 from ptq4adm.protocols import SamplingDefaults, StepCallback
 
 logger = logging.getLogger(__name__)
@@ -221,20 +222,21 @@ class TextToAudioPipeline:
             )
         self.scheduler.set_timesteps(steps, device=device)
         latents = latents.to(conditions) * self.scheduler.init_noise_sigma
-        for i, t in enumerate(self.scheduler.timesteps):
-            doubled = torch.cat([latents, latents]) if is_guided else latents
-            prediction = self.unet(
-                self.scheduler.scale_model_input(doubled, t),
-                t,
-                encoder_hidden_states=None,
-                class_labels=conditions,
-            ).sample
-            if is_guided:
-                unconditional, conditional = prediction.chunk(2)
-                prediction = unconditional + guidance * (conditional - unconditional)
-            latents = self.scheduler.step(prediction, t, latents).prev_sample
-            if callback is not None:
-                callback(i, int(t), latents)
+        with prepared(self.unet, self.scheduler.timesteps, class_labels=conditions):
+            for i, t in enumerate(self.scheduler.timesteps):
+                doubled = torch.cat([latents, latents]) if is_guided else latents
+                prediction = self.unet(
+                    self.scheduler.scale_model_input(doubled, t),
+                    t,
+                    encoder_hidden_states=None,
+                    class_labels=conditions,
+                ).sample
+                if is_guided:
+                    unconditional, conditional = prediction.chunk(2)
+                    prediction = unconditional + guidance * (conditional - unconditional)
+                latents = self.scheduler.step(prediction, t, latents).prev_sample
+                if callback is not None:
+                    callback(i, int(t), latents)
         if not bool(torch.isfinite(latents).all()):
             raise NonFiniteError(
                 f"latents after {steps} steps hold NaN or infinity: the UNet's weights or the "

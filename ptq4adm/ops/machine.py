@@ -6,19 +6,15 @@ The compiled module measures both; `csrc/cpu/roofline.h` and `sampler.h` say how
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ptq4adm.errors import BackendUnavailableError, ConfigError
-from ptq4adm.ops import cpu
+from ptq4adm.ops.compiled import unavailable_reason
 
-try:
+with suppress(ImportError):  # compiled.py remembers why
     from ptq4adm import _cpu
-except ImportError:
-    _HAS_MODULE = False
-else:
-    _HAS_MODULE = True
 
-COPY = "copy"
 # below these shares of the vector samples, an instruction is a helper's, not the kernel's
 _WIDE_SHARE = 0.2
 _DOT_SHARE = 0.02
@@ -109,7 +105,7 @@ def measure_peak(kind: str, *, milliseconds: float = 100.0, threads: int = 1) ->
 
 def sampler_missing() -> str:
     """Why instructions cannot be sampled here, or an empty string."""
-    return _cpu.sampler_missing() if _HAS_MODULE else "needs the compiled module ptq4adm._cpu"
+    return unavailable_reason() or _cpu.sampler_missing()
 
 
 def sample_instructions(work: Callable[[], object]) -> InstructionCounts:
@@ -123,7 +119,7 @@ def sample_instructions(work: Callable[[], object]) -> InstructionCounts:
     """
     missing = sampler_missing()
     if missing:
-        raise BackendUnavailableError(f"instructions cannot be sampled here: it {missing}")
+        raise BackendUnavailableError(f"instructions cannot be sampled here: {missing}")
     _cpu.sampler_start()
     try:
         work()
@@ -133,6 +129,6 @@ def sample_instructions(work: Callable[[], object]) -> InstructionCounts:
 
 
 def _check_module() -> None:
-    reason = cpu.unavailable_reason()
+    reason = unavailable_reason()
     if reason is not None:
         raise BackendUnavailableError(reason)

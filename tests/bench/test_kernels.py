@@ -9,12 +9,14 @@ import torch
 
 from ptq4adm.bench import kernels
 from ptq4adm.bench.kernels import KernelJob, measure, run_kernels
-from ptq4adm.bench.ours import MATMUL, OURS, QUANTIZE, own_variants
+from ptq4adm.bench.ours import MATMUL, OURS, QUANTIZE, exact_product, own_variants
 from ptq4adm.bench.peers import PEERS, select_peers
 from ptq4adm.bench.problem import Problem, Variant, check_variant
 from ptq4adm.bench.shapes import LayerShape, ModelLayer
 from ptq4adm.errors import BenchmarkError, ConfigError
-from ptq4adm.ops import cpu
+from ptq4adm.ops import cpu, reference
+from ptq4adm.ops.arguments import Conv2dGeometry, Matmul, MatmulOptions
+from ptq4adm.packing.layout import KLayout, weight_to_rows
 
 pytestmark = pytest.mark.skipif(
     cpu.unavailable_reason() is not None, reason="the compiled module is not built"
@@ -56,6 +58,30 @@ def test_our_variants_are_checked_against_the_reference(shape: LayerShape, bits:
     assert [variant.name for variant in variants] == [OURS, MATMUL, QUANTIZE]
     for variant in variants:
         check_variant(variant, problem)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_exact_product_is_the_reference(shape: LayerShape) -> None:
+    problem = Problem.random(shape, threads=1)
+    x_q = torch.randint(-127, 128, problem.x.shape, dtype=torch.int8)
+    w_q = torch.randint(-127, 128, problem.weight.shape, dtype=torch.int8)
+    kernel = (shape.kernel, shape.kernel)
+    layout = KLayout((shape.in_channels,), kernel)
+    rows = weight_to_rows(w_q.reshape(shape.N, shape.in_channels, *kernel).contiguous(), layout)
+    if not problem.is_linear:
+        x_q = x_q.permute(0, 2, 3, 1)
+    call = Matmul(8, x_q, torch.ones(()), rows, torch.ones(shape.N), MatmulOptions())
+    if problem.is_linear:
+        (expected,) = reference.accumulate_linear(call)
+    else:
+        geometry = Conv2dGeometry(
+            kernel,
+            (shape.stride, shape.stride),
+            (problem.padding, problem.padding),
+            upsample=shape.out_size if shape.is_upsampled else None,
+        )
+        (expected,) = reference.accumulate_conv2d(call, geometry)
+    assert exact_product(problem, x_q, w_q).equal(expected.flatten(0, -2).double())
 
 
 def test_a_kernel_that_is_off_by_one_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

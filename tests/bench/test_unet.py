@@ -15,7 +15,10 @@ from ptq4adm.bench.unet import DYNAMIC, FLOAT, STATIC, TOLERANCES, UNetJob, run_
 from ptq4adm.bench.worker import REQUESTS
 from ptq4adm.errors import BenchmarkError, ConfigError
 from ptq4adm.nn import W4A8Conv2d
-from ptq4adm.ops import cpu
+from ptq4adm.nn.hoist import HoistedForward
+from ptq4adm.ops import compiled, cpu
+from ptq4adm.ops.cpu_activation import quantize_int8
+from ptq4adm.ops.cpu_attention import attention
 
 needs_module = pytest.mark.skipif(
     cpu.unavailable_reason() is not None, reason="the compiled module is not built"
@@ -87,18 +90,11 @@ def test_every_variant_that_can_run_has_its_row(monkeypatch: pytest.MonkeyPatch)
 
 
 @needs_module
-def test_static_scales_are_static(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[nn.Module] = []
-    step = unet_process._torch_step
-
-    def remember(model: nn.Module, name: str) -> Any:
-        seen.append(model)
-        return step(model, name)
-
-    monkeypatch.setattr(unet_process, "_torch_step", remember)
+def test_static_scales_are_static() -> None:
     for variant, is_static in ((STATIC, True), (DYNAMIC, False)):
         unet_process.open_unet("tiny", variant, bits=4, threads=1, isa=NATIVE, folder="")
-        layers = [m for m in seen[-1].modules() if isinstance(m, W4A8Conv2d)]
+        step = unet_process._open[0].step
+        layers = [m for m in step.unet.modules() if isinstance(m, W4A8Conv2d)]
         assert layers
         assert {layer.is_static for layer in layers} == {is_static}
 
@@ -117,11 +113,18 @@ def test_a_wrong_output_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         run_unet(UNetJob("tiny", variants=(FLOAT, DYNAMIC)), progress=False)
 
 
-def test_preparing_hooks_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared: list[str] = []
-    monkeypatch.setitem(unet_process.PREPARE, FLOAT, lambda _, model: prepared.append(model))
-    unet_process.open_unet("tiny", FLOAT, bits=4, threads=1, isa=NATIVE, folder="")
-    assert prepared == ["tiny"]
+@pytest.mark.parametrize("variant", [FLOAT, pytest.param(STATIC, marks=needs_module)])
+def test_both_sides_leave_constant_work_out_of_the_step(variant: str) -> None:
+    unet_process.open_unet("tiny", variant, bits=4, threads=1, isa=NATIVE, folder="")
+    step = unet_process._open[0].step
+    assert isinstance(step, unet_process._TorchStep)
+    kept = [type(m.__dict__.get("forward")) is HoistedForward for m in step.unet.modules()]
+    assert sum(kept) > 3
+    # and what is kept is what would be computed
+    with step._hoisting:
+        hoisted = step().clone()
+    assert not any("forward" in m.__dict__ for m in step.unet.modules())
+    torch.testing.assert_close(step(), hoisted, rtol=1e-4, atol=1e-4)
 
 
 @needs_module
@@ -129,22 +132,29 @@ def test_layers_can_be_held_to_an_instruction_set(monkeypatch: pytest.MonkeyPatc
     asked: list[str] = []
 
     class Module:
-        Conv2dShape = cpu._cpu.Conv2dShape
-        best_isa = staticmethod(cpu._cpu.best_isa)
+        NON_FINITE = compiled.module.NON_FINITE
+        Conv2dShape = compiled.module.Conv2dShape
+        best_isa = staticmethod(compiled.module.best_isa)
 
         @staticmethod
-        def quantize_int8(**keywords: Any) -> bool:
+        def quantize_int8(*args: Any) -> int:
+            asked.extend(value for value in args if isinstance(value, str))
+            return 0
+
+        @staticmethod
+        def attention(**keywords: Any) -> None:
             asked.append(keywords["isa"])
-            return True
 
     for module in [m for name, m in sys.modules.items() if name.startswith("ptq4adm.ops")]:
-        if hasattr(module, "_cpu"):  # so that every one is restored
-            monkeypatch.setattr(module, "_cpu", Module if module is cpu else module._cpu)
+        for name in ("_cpu", "module"):  # so that every one is restored
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, Module)
     unet_process.limit_isa("scalar")
-    cpu.quantize_int8(torch.ones(3))
-    cpu.quantize_int8(torch.ones(3), isa="avx2")
-    assert asked == ["scalar", "avx2"]
-    assert cpu._cpu.Conv2dShape is Module.Conv2dShape
+    quantize_int8(torch.ones(3))
+    quantize_int8(torch.ones(3), isa="avx2")
+    attention(*(torch.ones(1, 4, 8) for _ in range(3)), heads=2)
+    assert asked == ["scalar", "avx2", "scalar"]
+    assert compiled.module.Conv2dShape is Module.Conv2dShape
     assert cpu.default_isa() == Module.best_isa()
 
 
