@@ -14,6 +14,8 @@
 namespace py = pybind11;
 using namespace py::literals;
 
+void bind_roofline(py::module_& module);  // roofline.cpp
+
 namespace {
 
 using Address = std::uintptr_t;  // 0 is a null pointer
@@ -83,5 +85,8 @@ PYBIND11_MODULE(_cpu, module) {
              "Instruction set that this processor runs.");
   module.def("check_isa", [](const std::string& isa) { ptq4adm::select_kernels(isa.c_str()); },
              "Raises unless this processor runs the instruction set.", "isa"_a);
+  module.def("set_auto_isa", &ptq4adm::set_auto_isa,
+             "What isa='auto' means from now on: 'auto', or an instruction set.", "isa"_a);
   module.def("threading", &ptq4adm::threading, "OpenMP or std::thread.");
+  bind_roofline(module);
 }

@@ -195,10 +195,11 @@ def _masked_attention(
     """Attention under a mask of another form, as diffusers prepares it: [B, T, C]."""
     batch, length = query.shape[0], key.shape[1]
     bias = attention.prepare_attention_mask(mask, length, batch)
-    heads = [t.unflatten(2, (attention.heads, -1)).transpose(1, 2) for t in (query, key, value)]
-    attended = functional.scaled_dot_product_attention(
-        *heads, attn_mask=bias.view(batch, attention.heads, -1, bias.shape[-1])
+    query, key, value = (
+        t.unflatten(2, (attention.heads, -1)).transpose(1, 2) for t in (query, key, value)
     )
+    bias = bias.view(batch, attention.heads, -1, bias.shape[-1])
+    attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     return attended.transpose(1, 2).flatten(2)
 
 

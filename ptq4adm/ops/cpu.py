@@ -53,6 +53,19 @@ def isa_unavailable_reason(isa: str) -> str | None:
     return None
 
 
+def limit_isa(isa: str) -> None:
+    """Hold every kernel of this process to an instruction set: for comparisons.
+
+    Args:
+        isa: one of ``ISAS``, or ``auto`` for the fastest again.
+
+    Raises:
+        RuntimeError: if the processor lacks it.
+        ValueError: if the name is unknown.
+    """
+    _cpu.set_auto_isa(isa)
+
+
 def threading() -> str:
     """Return what the compiled module spreads its work with: ``OpenMP`` or ``std::thread``."""
     return _cpu.threading()
