@@ -17,7 +17,6 @@ class Conv2dShape:
 
 def matmul(
     shape: Conv2dShape,
-    *,
     bits: int,
     x_q: int,
     x2_q: int,
@@ -39,6 +38,7 @@ def matmul(
     out_dtype: str,
     isa: str,
     threads: int,
+    /,
 ) -> bool: ...
 
 # Quantization of activations (csrc/bindings/activation.cpp): 0, NON_FINITE, or another status for
