@@ -32,6 +32,7 @@ def matmul(
     temb: int,
     temb_rows: int,
     residual: int,
+    is_geglu: bool,
     out_scale: int,
     out: int,
     out2: int,
@@ -39,16 +40,103 @@ def matmul(
     isa: str,
     threads: int,
 ) -> bool: ...
+
+# Quantization of activations (csrc/bindings/activation.cpp): 0, NON_FINITE, or another status for
+# a step outside the table. table_size is 0 and table null for a measured scale.
+NON_FINITE: int
+
 def quantize_int8(
-    *,
     x: int,
     rows: int,
     columns: int,
+    row_stride: int,
+    is_per_row: bool,
+    table: int,
+    table_size: int,
+    step: int,
     scale: int,
-    is_static: bool,
     x_q: int,
     isa: str,
     threads: int,
-) -> bool: ...
+    /,
+) -> int: ...
+def groupnorm_silu_quantize(
+    x: int,
+    batch: int,
+    pixels: int,
+    channels: int,
+    batch_stride: int,
+    pixel_stride: int,
+    groups: int,
+    weight: int,
+    bias: int,
+    eps: float,
+    is_silu: bool,
+    table: int,
+    table_size: int,
+    step: int,
+    scale: int,
+    x_q: int,
+    isa: str,
+    threads: int,
+    /,
+) -> int: ...
+def layernorm_quantize(
+    x: int,
+    rows: int,
+    columns: int,
+    row_stride: int,
+    weight: int,
+    bias: int,
+    eps: float,
+    table: int,
+    table_size: int,
+    step: int,
+    scale: int,
+    x_q: int,
+    isa: str,
+    threads: int,
+    /,
+) -> int: ...
+def geglu_quantize(
+    x: int,
+    rows: int,
+    columns: int,
+    row_stride: int,
+    table: int,
+    table_size: int,
+    step: int,
+    scale: int,
+    x_q: int,
+    isa: str,
+    threads: int,
+    /,
+) -> int: ...
+def activate(function: str, x: int, count: int, y: int, isa: str, /) -> None: ...
+def activation_isa(isa: str, /) -> str: ...
 def best_isa() -> str: ...
+def check_isa(isa: str) -> None: ...
+def set_auto_isa(isa: str) -> None: ...
 def threading() -> str: ...
+def attention(
+    *,
+    q: int,
+    k: int,
+    v: int,
+    bias: int,
+    out: int,
+    q_strides: tuple[int, int, int],
+    k_strides: tuple[int, int, int],
+    v_strides: tuple[int, int, int],
+    out_strides: tuple[int, int, int],
+    sizes: tuple[int, int, int, int, int],
+    scale: float,
+    isa: str,
+    threads: int,
+) -> None: ...
+def peak_kinds() -> list[str]: ...
+def peak_missing(kind: str) -> str: ...
+def measure_peak(kind: str, milliseconds: float, threads: int) -> float: ...
+def sampler_missing() -> str: ...
+def sampler_start() -> None: ...
+def sampler_stop() -> dict[str, int]: ...

@@ -19,6 +19,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ptq4adm import ops
 from ptq4adm.nn.conv import QuantizedConv2d
 from ptq4adm.nn.fusing import (
     FusedBlock,
@@ -160,16 +161,14 @@ def _attention(
         (query,) = layernorm_project(norm, (to_q,), rows)
         key, value = _project_context(to_k, to_v, context)
         length = context.shape[1]
-    query, key, value = (
-        t.view(batch, -1, attention.heads, t.shape[-1] // attention.heads).transpose(1, 2)
-        for t in (query, key, value)
-    )
-    bias = _attention_bias(attention, mask, length, batch)
-    attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-    # [B, heads, T, d] in memory is [B, T, heads, d] already where torch's flash kernel ran
-    x_q, scale = to_out.quantize_input(
-        attended.transpose(1, 2).reshape(rows.shape[0], -1), 0, "row"
-    )
+    query, key, value = (t.view(batch, -1, t.shape[-1]) for t in (query, key, value))
+    if mask is None or _hides_keys(mask, length, batch):
+        bias = None if mask is None else mask[:, 0]
+        backend = to_out.backend
+        attended = ops.attention(query, key, value, attention.heads, bias=bias, backend=backend)
+    else:
+        attended = _masked_attention(attention, query, key, value, mask)
+    x_q, scale = to_out.quantize_input(attended.view(rows.shape[0], -1), 0, "row")
     return to_out.matmul(x_q, scale, out_dtype=x.dtype, residual=rows).view(x.shape)
 
 
@@ -186,15 +185,23 @@ def _project_context(to_k: Any, to_v: Any, context: Tensor) -> tuple[Tensor, Ten
     return key, to_v.matmul(x_q, scale, out_dtype=context.dtype)
 
 
-def _attention_bias(attention: Any, mask: Tensor | None, length: int, batch: int) -> Tensor | None:
-    """The mask as [B, 1 or heads, 1 or T, L]."""
-    if mask is None:
-        return None
-    if mask.dim() == 3 and mask.shape[0] == batch and mask.shape[-1] == length:
-        # heads broadcast; diffusers repeats the mask for each
-        return mask[:, None]
-    prepared = attention.prepare_attention_mask(mask, length, batch)
-    return prepared.view(batch, attention.heads, -1, prepared.shape[-1])
+def _hides_keys(mask: Tensor, length: int, batch: int) -> bool:
+    """Whether a mask is [B, 1, L]: one number a key, for every head and query."""
+    return mask.dim() == 3 and tuple(mask.shape) == (batch, 1, length)
+
+
+def _masked_attention(
+    attention: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor
+) -> Tensor:
+    """Attention under a mask of another form, as diffusers prepares it: [B, T, C]."""
+    batch, length = query.shape[0], key.shape[1]
+    bias = attention.prepare_attention_mask(mask, length, batch)
+    query, key, value = (
+        t.unflatten(2, (attention.heads, -1)).transpose(1, 2) for t in (query, key, value)
+    )
+    bias = bias.view(batch, attention.heads, -1, bias.shape[-1])
+    attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    return attended.transpose(1, 2).flatten(2)
 
 
 def _feed_forward(norm: nn.Module, feed_forward: Any, x: Tensor) -> Tensor:

@@ -1,52 +1,69 @@
 """Backend ``cpu``: passes checked tensors to the compiled module ``ptq4adm._cpu`` as addresses.
 
 The kernels are in ``csrc/cpu``. They accumulate in exact int32 and write float32, int8 or (for
-tests) the accumulators; other output dtypes and the gated GELU are applied here, by the same
-PyTorch calls as in ``reference.py``. ``isa`` forces an instruction set, for tests and benchmarks.
+tests) the accumulators; other output dtypes, and the gated GELU of channels that do not fill whole
+panels, are applied here. ``isa`` forces an instruction set, for tests and benchmarks.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ptq4adm.errors import BackendUnavailableError, NonFiniteError
 from ptq4adm.ops.arguments import (
     Conv2dGeometry,
     Matmul,
     conv2d_shape,
     linear_shape,
 )
+from ptq4adm.ops.compiled import check_available, check_finite
+from ptq4adm.ops.compiled import unavailable_reason as unavailable_reason
+from ptq4adm.ops.cpu_activation import quantize_int8
+from ptq4adm.ops.prepack import PANEL_N
 from ptq4adm.ops.reference import gated_gelu, select_scale
-from ptq4adm.ops.schema import check_static_scale, scale_shape
 
-try:
+with suppress(ImportError):  # compiled.py remembers why, and check_available says it
     from ptq4adm import _cpu
-except ImportError as _error:
-    _IMPORT_ERROR: ImportError | None = _error
-else:
-    _IMPORT_ERROR = None
 
 NAME = "cpu"
+ISAS = ("scalar", "avx2", "avx_vnni", "avx512_vnni")  # slowest first; "auto" takes the last it can
 _POINTWISE = Conv2dGeometry((1, 1))
 _OUTPUTS = {torch.float32: "float32", torch.int8: "int8", torch.int32: "int32"}
 
 
-def unavailable_reason() -> str | None:
-    """Return why the backend cannot run and what to do, or None if it can."""
-    if _IMPORT_ERROR is None:
-        return None
-    return (
-        f"the compiled module ptq4adm._cpu cannot be imported ({_IMPORT_ERROR}); install a C++ "
-        "compiler and reinstall with PTQ4ADM_BUILD=cpu, or use backend='reference'"
-    )
+def module_file() -> str:
+    """Return the path of the compiled module, or why there is none."""
+    return unavailable_reason() or str(_cpu.__file__)
 
 
 def default_isa() -> str:
-    """Return the instruction set that this processor runs: ``avx2`` or ``scalar``."""
+    """Return the fastest instruction set that this processor runs, such as ``avx2``."""
     return _cpu.best_isa()
+
+
+def isa_unavailable_reason(isa: str) -> str | None:
+    """Return why an instruction set cannot run here, or None if it can; see ``ISAS``."""
+    try:
+        _cpu.check_isa(isa)
+    except (RuntimeError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def limit_isa(isa: str) -> None:
+    """Hold every kernel of this process to an instruction set: for comparisons.
+
+    Args:
+        isa: one of ``ISAS``, or ``auto`` for the fastest again.
+
+    Raises:
+        RuntimeError: if the processor lacks it.
+        ValueError: if the name is unknown.
+    """
+    _cpu.set_auto_isa(isa)
 
 
 def threading() -> str:
@@ -56,69 +73,40 @@ def threading() -> str:
 
 def linear(call: Matmul, isa: str = "auto") -> Tensor:
     """Run ``reference.linear`` natively; ``qweight`` in the cpu order."""
-    _check_available(call.x_q)
+    check_available(call.x_q)
     shape = linear_shape(call, NAME)
     return _matmul(call, _POINTWISE, shape, isa)
 
 
 def conv2d(call: Matmul, geometry: Conv2dGeometry, isa: str = "auto") -> Tensor:
     """Run ``reference.conv2d`` natively; ``qweight`` in the cpu order."""
-    _check_available(call.x_q)
+    check_available(call.x_q)
     shape = conv2d_shape(call, geometry, NAME)
     return _matmul(call, geometry, shape, isa)
 
 
 def accumulate_linear(call: Matmul, isa: str = "auto") -> list[Tensor]:
     """Return the int32 accumulators of ``linear``, one a K segment, before any scale."""
-    _check_available(call.x_q)
+    check_available(call.x_q)
     return _accumulate(call, _POINTWISE, linear_shape(call, NAME), isa)
 
 
 def accumulate_conv2d(call: Matmul, geometry: Conv2dGeometry, isa: str = "auto") -> list[Tensor]:
     """Return the int32 accumulators of ``conv2d``, one a K segment, before any scale."""
-    _check_available(call.x_q)
+    check_available(call.x_q)
     return _accumulate(call, geometry, conv2d_shape(call, geometry, NAME), isa)
-
-
-def quantize_int8(
-    x: Tensor,
-    *,
-    x_scale: Tensor | None = None,
-    step: Tensor | None = None,
-    granularity: str = "tensor",
-    isa: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """Run ``reference.quantize_int8`` natively, equal bit for bit."""
-    _check_available(x)
-    check_static_scale(x_scale, step)
-    shape = scale_shape(x, x_scale, granularity)
-    values = x.float().contiguous()
-    columns = values.shape[-1] if shape else values.numel()
-    if x_scale is None:
-        scale = torch.empty(shape, dtype=torch.float32)
-    else:
-        scale = select_scale(x_scale, step).reshape(()).clone()
-    x_q = torch.empty(x.shape, dtype=torch.int8)
-    is_finite = _cpu.quantize_int8(
-        x=values.data_ptr(),
-        rows=scale.numel(),
-        columns=columns,
-        scale=scale.data_ptr(),
-        is_static=x_scale is not None,
-        x_q=x_q.data_ptr(),
-        isa=isa,
-        threads=torch.get_num_threads(),
-    )
-    _check_finite(is_finite)
-    return x_q, scale
 
 
 def _matmul(call: Matmul, geometry: Conv2dGeometry, shape: tuple[int, ...], isa: str) -> Tensor:
     options = call.options
-    is_int8 = options.out_scale is not None and not options.geglu
+    # the kernel gates whole panels of 16 channels
+    is_gated = options.geglu and shape[-1] % (2 * PANEL_N) == 0
+    is_gated_here = options.geglu and not is_gated
+    is_int8 = options.out_scale is not None and not is_gated_here
+    shape = (*shape[:-1], shape[-1] // 2) if is_gated else shape
     out = torch.empty(shape, dtype=torch.int8 if is_int8 else torch.float32)
-    _check_finite(_run(call, geometry, (out,), isa))
-    if options.geglu:
+    check_finite(_run(call, geometry, (out,), isa, is_gated=is_gated))
+    if is_gated_here:
         out = gated_gelu(out)
         if options.out_scale is not None:
             return quantize_int8(out, x_scale=options.out_scale, step=options.step)[0]
@@ -134,7 +122,14 @@ def _accumulate(
     return list(accumulators)
 
 
-def _run(call: Matmul, geometry: Conv2dGeometry, out: tuple[Tensor, ...], isa: str) -> bool:
+def _run(
+    call: Matmul,
+    geometry: Conv2dGeometry,
+    out: tuple[Tensor, ...],
+    isa: str,
+    *,
+    is_gated: bool = False,
+) -> bool:
     """Call the kernel; the locals keep every converted copy alive until it has returned."""
     options = call.options
     x_q = call.x_q.contiguous()
@@ -165,6 +160,7 @@ def _run(call: Matmul, geometry: Conv2dGeometry, out: tuple[Tensor, ...], isa: s
         temb=_address(temb),
         temb_rows=0 if temb is None else temb.shape[0],
         residual=_address(residual),
+        is_geglu=is_gated,
         out_scale=_address(out_scale),
         out=out[0].data_ptr(),
         out2=out[1].data_ptr() if len(out) == 2 else 0,
@@ -206,22 +202,3 @@ def _as_float32(tensor: Tensor | None) -> Tensor | None:
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else int(tensor.data_ptr())
-
-
-def _check_available(x: Tensor) -> None:
-    reason = unavailable_reason()
-    if reason is not None:
-        raise BackendUnavailableError(f"backend 'cpu' is not available: {reason}")
-    if x.device.type != "cpu":
-        raise BackendUnavailableError(
-            f"backend 'cpu' was given tensors on {x.device}; move them to the CPU or use "
-            "backend='reference'"
-        )
-
-
-def _check_finite(is_finite: bool) -> None:
-    if not is_finite:
-        raise NonFiniteError(
-            "activations hold NaN or infinity, which int8 cannot; look for an overflow in float16 "
-            "or for broken weights before this layer"
-        )

@@ -5,7 +5,7 @@ output channels (N is zero-padded to a multiple of 16), so that one 32-byte load
 
     4 bits, every 4 k: byte i = 0..31   | channel 8 + i / 4, k = i % 4 | channel i / 4, k = i % 4 |
                                           bits 7..4                      bits 3..0   (as w + 8)
-    8 bits, every 2 k: byte i = 0..31     channel i / 2, k = i % 2       (signed)
+    8 bits, every 4 k: byte i = 0..63     channel i / 4, k = i % 4       (signed)
 
 The offset of 8 lets the kernel decode with one subtraction. A backend's order is never saved:
 modules invert it in ``state_dict``.
@@ -75,7 +75,7 @@ def prepack(qweight: Tensor, *, bits: int, layout: KLayout, backend: str) -> Ten
         low, high = steps.view(torch.uint8).permute(1, 0, 3, 2, 4)  # [N / 16, Kp / 4, 8, 4] each
         return (low | (high << 4)).flatten(1)
     w_q = torch.nn.functional.pad(qweight, padding)
-    steps = w_q.reshape(-1, PANEL_N, layout.k_padded // 2, 2)
+    steps = w_q.reshape(-1, PANEL_N, layout.k_padded // 4, 4)
     return steps.permute(0, 2, 1, 3).flatten(1)
 
 
@@ -108,7 +108,7 @@ def to_canonical(
         )  # [2, N / 16, Kp / 4, 8, 4]
         w_q = halves.permute(1, 0, 3, 2, 4).reshape(-1, layout.k_padded)
         return pack_int4(w_q[:out_features])
-    steps = packed.reshape(-1, layout.k_padded // 2, PANEL_N, 2)
+    steps = packed.reshape(-1, layout.k_padded // 4, PANEL_N, 4)
     return steps.permute(0, 2, 1, 3).reshape(-1, layout.k_padded)[:out_features].contiguous()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ptq4adm.ops import cpu
+from ptq4adm.ops import compiled, cpu
 from ptq4adm.ops.arguments import Conv2dGeometry, Matmul, MatmulOptions
 from ptq4adm.ops.prepack import prepack
 from ptq4adm.packing.layout import BLOCK_K, KLayout, pack_int4, weight_to_rows
@@ -128,14 +128,34 @@ def make_case() -> Callable[..., Case]:
     return build_case
 
 
-@pytest.fixture(params=["scalar", "avx2"])
+def _isas() -> list[str]:
+    """Every instruction set, and those that the compiled module emulates (test_emulated.py)."""
+    emulated = ["emulated_avx_vnni", "emulated_avx512_vnni"]
+    if cpu.unavailable_reason() is not None or cpu.isa_unavailable_reason(emulated[0]) is not None:
+        return list(cpu.ISAS)
+    return [*cpu.ISAS, *emulated]
+
+
+@pytest.fixture(params=_isas())
 def isa(request: pytest.FixtureRequest) -> str:
-    """Every instruction set that this machine runs."""
+    """Every instruction set that this machine runs, and those that this build emulates."""
+    name = str(request.param)
+    reason = cpu.unavailable_reason() or cpu.isa_unavailable_reason(name)
+    if reason is not None:
+        pytest.skip(reason)
+    return name
+
+
+@pytest.fixture(params=["scalar", "avx2", "avx512_vnni"])
+def activation_isa(request: pytest.FixtureRequest) -> str:
+    """Every instruction set of the loops over activations that this machine runs."""
     reason = cpu.unavailable_reason()
     if reason is not None:
         pytest.skip(reason)
-    if request.param == "avx2" and cpu.default_isa() != "avx2":
-        pytest.skip("this processor has no AVX2")
+    try:
+        compiled.module.activation_isa(request.param)
+    except RuntimeError as error:
+        pytest.skip(str(error))
     return str(request.param)
 
 

@@ -79,9 +79,9 @@ def test_opcheck_quantize_int8(backend, granularity) -> None:
     opcheck(operator, (x.half(),), static)
 
 
-def test_opcheck_fused_operators() -> None:
-    static = {"x_scale": torch.tensor(0.1), "backend": "reference"}
-    dynamic = {"backend": "reference"}
+def test_opcheck_fused_operators(backend) -> None:
+    static = {"x_scale": torch.tensor(0.1), "backend": backend}
+    dynamic = {"backend": backend}
     weight, bias = torch.randn(8), torch.randn(8)
     for keywords in (static, dynamic):
         image = (torch.randn(2, 8, 3, 5), 4, weight, bias, 1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from ptq4adm.errors import (
     ShapeError,
     UncalibratedStepError,
 )
-from ptq4adm.ops import cpu, reference
+from ptq4adm.ops import cpu_activation, reference
 
 INPUTS = {
     "one element": lambda: torch.randn(1, 1),
@@ -31,6 +33,14 @@ INPUTS = {
     "ties": lambda: torch.arange(-128, 128).float().reshape(4, 64) * 0.5,
     "float16": lambda: torch.randn(6, 48).half(),
     "bfloat16": lambda: torch.randn(6, 48).bfloat16(),
+    "rows apart": lambda: torch.randn(2, 5, 6, 20)[..., 3:14],
+    "columns apart": lambda: torch.randn(9, 40)[:, ::3],
+    "odd address": lambda: torch.randn(401)[1:].reshape(8, 50),
+    "one column": lambda: torch.randn(7, 4)[:, 2:3],
+    "a slice longer than a task": lambda: torch.randn(3, 4, 90000)[:, 1::2, 5:40000],
+    "expanded": lambda: torch.randn(1, 21).expand(4, 21),
+    "float64": lambda: torch.randn(5, 9).double(),
+    "no columns": lambda: torch.zeros(3, 0),
     "not contiguous": lambda: torch.randn(2, 8, 5, 6).permute(0, 2, 3, 1),
     "empty": lambda: torch.zeros(0, 8),
 }
@@ -44,10 +54,10 @@ KEYWORDS = {
 
 @pytest.mark.parametrize("keywords", KEYWORDS)
 @pytest.mark.parametrize("name", INPUTS)
-def test_cpu_equals_reference_bit_for_bit(isa, name, keywords) -> None:
+def test_cpu_equals_reference_bit_for_bit(activation_isa, name, keywords) -> None:
     x = INPUTS[name]()
     expected = reference.quantize_int8(x, **KEYWORDS[keywords])
-    got = cpu.quantize_int8(x, **KEYWORDS[keywords], isa=isa)
+    got = cpu_activation.quantize_int8(x, **KEYWORDS[keywords], isa=activation_isa)
     for mine, theirs in zip(got, expected, strict=True):
         assert mine.dtype == theirs.dtype
         assert mine.shape == theirs.shape
@@ -84,18 +94,19 @@ def test_error_is_at_most_half_a_step() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("keywords", ["tensor", "row", "static"])
 @pytest.mark.parametrize("position", [0, 40, 499])
-def test_non_finite_is_refused(isa, position, keywords, bad) -> None:
+def test_non_finite_is_refused(activation_isa, position, keywords, bad) -> None:
     x = torch.randn(5, 100)
     x.view(-1)[position] = bad
     with pytest.raises(NonFiniteError, match="NaN or infinity"):
         reference.quantize_int8(x, **KEYWORDS[keywords])
     with pytest.raises(NonFiniteError, match="NaN or infinity"):
-        cpu.quantize_int8(x, **KEYWORDS[keywords], isa=isa)
+        cpu_activation.quantize_int8(x, **KEYWORDS[keywords], isa=activation_isa)
 
 
-def test_static_scale_is_returned_as_a_new_scalar(isa) -> None:
+def test_static_scale_is_returned_as_a_new_scalar(activation_isa) -> None:
     table = torch.tensor([0.1, 0.2])
-    for quantize in (reference.quantize_int8, lambda *a, **k: cpu.quantize_int8(*a, **k, isa=isa)):
+    native = partial(cpu_activation.quantize_int8, isa=activation_isa)
+    for quantize in (reference.quantize_int8, native):
         _, scale = quantize(torch.randn(3, 4), x_scale=table, step=torch.tensor(1))
         assert scale.shape == ()
         assert scale == table[1]
@@ -153,11 +164,11 @@ def test_geglu_quantize_is_its_parts() -> None:
         assert float(steps.max()) <= 0.501
 
 
-def test_fused_operators_say_that_cpu_lacks_them() -> None:
+def test_fused_operators_say_that_a_backend_lacks_them() -> None:
     with pytest.raises(
-        BackendUnavailableError, match="geglu_quantize: backend 'cpu' does not have"
+        BackendUnavailableError, match="geglu_quantize: backend 'triton' does not have"
     ):
-        torch.ops.ptq4adm.geglu_quantize(torch.randn(2, 4), backend="cpu")
+        torch.ops.ptq4adm.geglu_quantize(torch.randn(2, 4), backend="triton")
 
 
 def test_fused_operators_refuse_other_shapes() -> None:
