@@ -300,6 +300,7 @@ def _attention_reason(norm: Any, attention: Any) -> str:
         "to_out.0": attention.to_out[0],
     }
     reason = layers_reason(layers, "layernorm_quantize") or norm_reason(norm, nn.LayerNorm)
+    reason = reason or layers_reason({"to_out.0": layers["to_out.0"]}, "attention")
     if not reason and attention.to_k.out_features != attention.to_q.out_features:
         reason = "its keys have other sizes than its queries"
     if not reason:

@@ -168,7 +168,7 @@ def norm_reason(norm: Any, kind: type[nn.Module]) -> str:
 
 @cache
 def missing_operator(operator: str, backend: str, device_type: str) -> str:
-    """Why a backend cannot run a quantizing operator, in its own words; "" if it can.
+    """Why a backend cannot run an operator between layers, in its own words; "" if it can.
 
     The operator is asked once, with the smallest input there is.
     """
@@ -180,6 +180,7 @@ def missing_operator(operator: str, backend: str, device_type: str) -> str:
         "layernorm_quantize": (rows, ones, ones, 1e-5),
         "geglu_quantize": (rows,),
         "quantize_int8": (rows,),
+        "attention": (rows[None], rows[None], rows[None], 1),
     }
     try:
         getattr(_operators, operator)(*arguments[operator], backend=backend)

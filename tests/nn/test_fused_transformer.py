@@ -92,6 +92,20 @@ def test_tango_cross_attention_with_a_mask(
         assert not torch.allclose(masked[1], free[1], atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_it_follows_the_inputs_dtype(
+    quantize_block: Quantize, make_recipe: Any, backend: str, dtype: torch.dtype
+) -> None:
+    pair = quantize_block(_tango_block(), _cross_run, make_recipe(backend=backend))
+    x, text, mask = _tokens(), torch.randn(2, 9, TEXT), _bias(9, 4)
+    names = ("encoder_hidden_states", "encoder_attention_mask")
+    expected = pair.fused(x, **dict(zip(names, (text, mask), strict=True)))
+    given = (value.to(dtype) for value in (text, mask))
+    y = pair.fused.to(dtype)(x.to(dtype), **dict(zip(names, given, strict=True)))
+    assert y.dtype == dtype
+    assert (y.float() - expected).norm() <= 0.02 * expected.norm()
+
+
 def test_a_mask_of_self_attention(quantize_block: Quantize, make_recipe: Any, backend: str) -> None:
     pair = quantize_block(_audioldm_block(), _self_run, make_recipe(backend=backend))
     pair.check(
