@@ -9,6 +9,7 @@ is float. Tokens are the rows of the NHWC image, so no permutation copies anythi
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 from diffusers.models.activations import GEGLU
@@ -299,8 +300,13 @@ def _attention_reason(norm: Any, attention: Any) -> str:
         "to_out.0": attention.to_out[0],
     }
     reason = layers_reason(layers, "layernorm_quantize") or norm_reason(norm, nn.LayerNorm)
+    reason = reason or layers_reason({"to_out.0": layers["to_out.0"]}, "attention")
     if not reason and attention.to_k.out_features != attention.to_q.out_features:
         reason = "its keys have other sizes than its queries"
+    if not reason:
+        # compared now, so that a traced call finds the answers
+        for first, second in combinations((attention.to_q, attention.to_k, attention.to_v), 2):
+            first.quantizes_like(second)
     return reason
 
 

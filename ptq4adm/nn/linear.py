@@ -134,19 +134,19 @@ class QuantizedLinear(QuantizedLayer):
         Returns:
             [M, N] with bias.
         """
-        buffers = self._buffers
-        keywords: LinearKeywords = {"bias": buffers["bias"], "out_dtype": out_dtype}
+        qweight, w_scale, w_mult, bias = self.weight_tensors()
+        keywords: LinearKeywords = {"bias": bias, "out_dtype": out_dtype}
         if second is not None:
             keywords["x2_q"], keywords["x2_scale"] = second
-        if buffers["w_mult"] is not None:
-            keywords["w_mult"] = buffers["w_mult"]
+        if w_mult is not None:
+            keywords["w_mult"] = w_mult
         if residual is not None:
             keywords["residual"] = residual
         return ops.linear(
             x_q,
             x_scale,
-            self.qweight,
-            self.w_scale,
+            qweight,
+            w_scale,
             bits=self.bits,
             backend=self.backend,
             **keywords,
