@@ -24,7 +24,7 @@ from ptq4adm.nn.conv import QuantizedConv2d
 from ptq4adm.nn.fusing import (
     FusedBlock,
     Fusion,
-    geglu_quantize,
+    feed_forward,
     groupnorm_quantize,
     is_dropping,
     is_quantized_linear,
@@ -204,13 +204,10 @@ def _masked_attention(
     return attended.transpose(1, 2).flatten(2)
 
 
-def _feed_forward(norm: nn.Module, feed_forward: Any, x: Tensor) -> Tensor:
+def _feed_forward(norm: nn.Module, layers: Any, x: Tensor) -> Tensor:
     """Norm, gated projection, projection, residual: [B, T, C]."""
     rows = x.reshape(-1, x.shape[-1])
-    (gated,) = layernorm_project(norm, (feed_forward.net[0].proj,), rows)
-    project = feed_forward.net[2]
-    x_q, scale = geglu_quantize(project, gated)
-    return project.matmul(x_q, scale, out_dtype=x.dtype, residual=rows).view(x.shape)
+    return feed_forward(norm, layers.net[0].proj, layers.net[2], rows).view(x.shape)
 
 
 def _fits(x: Tensor, context: Any) -> bool:

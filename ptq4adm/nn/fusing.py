@@ -211,7 +211,13 @@ def groupnorm_quantize(
     )
 
 
-def layernorm_project(norm: Any, layers: Iterable[QuantizedLinear], x: Tensor) -> list[Tensor]:
+def layernorm_project(
+    norm: Any,
+    layers: Iterable[QuantizedLinear],
+    x: Tensor,
+    *,
+    gated_for: QuantizedLinear | None = None,
+) -> list[Tensor]:
     """Layer norm of rows [M, K] and the products of several layers, quantized once where it can be.
 
     Layers whose calibrated tables differ, as of different layers they may, get int8 of their own.
@@ -232,11 +238,21 @@ def layernorm_project(norm: Any, layers: Iterable[QuantizedLinear], x: Tensor) -
                 backend=layer.backend,
             )
             first = layer
-        results.append(layer.matmul(x_q, scale, out_dtype=x.dtype))
+        results.append(layer.matmul(x_q, scale, out_dtype=x.dtype, gated_for=gated_for))
     return results
 
 
-def geglu_quantize(layer: QuantizedLinear, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Gated GELU of [M, 2 K] and int8 [M, K] with the scale of `layer`."""
-    x_scale, step = layer.static_scale()
-    return _operators.geglu_quantize(x, x_scale=x_scale, step=step, backend=layer.backend)
+def feed_forward(norm: Any, gate: QuantizedLinear, project: QuantizedLinear, x: Tensor) -> Tensor:
+    """Layer norm of rows [M, K], gated projection, projection, residual: [M, K].
+
+    With static scales the gate, and the quantization for `project`, are in the first product's
+    epilogue; measured scales need whole rows, which a tile does not have.
+    """
+    table, step = project.static_scale()
+    dtype = x.dtype
+    if table is not None and gate.backend == project.backend:
+        (x_q,) = layernorm_project(norm, (gate,), x, gated_for=project)
+        return project.matmul(x_q, table, step=step, out_dtype=dtype, residual=x)
+    (gated,) = layernorm_project(norm, (gate,), x)
+    x_q, scale = _operators.geglu_quantize(gated, x_scale=table, step=step, backend=project.backend)
+    return project.matmul(x_q, scale, out_dtype=dtype, residual=x)
