@@ -130,7 +130,7 @@ def quantize(
     *,
     progress: bool = True,
 ) -> QuantPlan:
-    """Replace the layers of a pipeline's denoiser, or of a bare denoiser, in place.
+    """Replace the layers of a pipeline's denoiser, or of a bare one, in place, and fuse its blocks.
 
     All checks come first and all new modules are made before the first is put in: a call that fails
     or is interrupted leaves the model as it was.

@@ -74,17 +74,16 @@ PYBIND11_MODULE(_cpu, module) {
            py::kw_only(), "size"_a, "channels"_a, "out_channels"_a, "kernel_size"_a, "stride"_a,
            "padding"_a, "dilation"_a, "upsample"_a, "out_size"_a);
 
-  module.def("matmul", &matmul, "Matrix product; False if an int8 output met NaN or infinity.",
-             "shape"_a, py::kw_only(), "bits"_a, "x_q"_a, "x2_q"_a, "qweight"_a, "w_mult"_a,
-             "w_scale"_a, "x_scale"_a, "is_x_scale_per_row"_a, "x2_scale"_a,
-             "is_x2_scale_per_row"_a, "bias"_a, "temb"_a, "temb_rows"_a, "residual"_a,
-             "is_geglu"_a, "out_scale"_a, "out"_a, "out2"_a, "out_dtype"_a, "isa"_a, "threads"_a);
+  // by position: keywords would cost more than small products
+  module.def("matmul", &matmul, "Matrix product; False if an int8 output met NaN or infinity.");
   bind_activations(module);
   bind_attention(module);
   module.def("best_isa", [] { return ptq4adm::select_kernels("auto").name; },
              "Instruction set that this processor runs.");
   module.def("check_isa", [](const std::string& isa) { ptq4adm::select_kernels(isa.c_str()); },
              "Raises unless this processor runs the instruction set.", "isa"_a);
+  module.def("set_auto_isa", &ptq4adm::set_auto_isa,
+             "What isa='auto' means from now on: 'auto', or an instruction set.", "isa"_a);
   module.def("threading", &ptq4adm::threading, "OpenMP or std::thread.");
   bind_roofline(module);
 }

@@ -15,6 +15,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace ptq4adm {
 
@@ -115,5 +116,10 @@ const Kernels& emulated_avx512_vnni_kernels();
 // The kernels for "auto" or a name. Throws std::invalid_argument for an unknown name and
 // std::runtime_error for an instruction set that this processor or this build lacks.
 const Kernels& select_kernels(const char* isa);
+
+// What "auto" means from now on, in the whole process and for every kernel: "auto" (the fastest that
+// runs, the default) or a name. For comparing instruction sets; throws like select_kernels.
+void set_auto_isa(const std::string& isa);
+std::string auto_isa();
 
 }  // namespace ptq4adm

@@ -1,5 +1,6 @@
 // Chooses the matrix products' instruction set, by cpuid or by name.
 
+#include <atomic>
 #include <stdexcept>
 #include <string>
 
@@ -37,10 +38,19 @@ const Kernels* emulated(const std::string& name) {
 const Kernels* emulated(const std::string&) { return nullptr; }
 #endif
 
+// Read by every call, so not a std::string: a name out of kChoices, or "auto".
+std::atomic<const char*> auto_name{"auto"};
+
 }  // namespace
 
+std::string auto_isa() { return auto_name.load(); }
+
+void set_auto_isa(const std::string& isa) {
+  auto_name = isa == "auto" ? "auto" : select_kernels(isa.c_str()).name;
+}
+
 const Kernels& select_kernels(const char* isa) {
-  const std::string name(isa);
+  const std::string name = std::string(isa) == "auto" ? auto_isa() : isa;
   for (const Choice& choice : kChoices) {
     if (name != "auto" && name != choice.name) continue;
     if (const Kernels* kernels = choice.kernels()) return *kernels;

@@ -5,14 +5,16 @@
 #include <string>
 
 #include "cpu_features.h"
+#include "kernels.h"
 
 namespace ptq4adm {
 
 // avx512_vnni runs the AVX-512 table and avx_vnni the AVX2 one; a table is null where its file was
 // not compiled for the instruction set. Throws like select_kernels.
 template <class Table>
-const Table& select_vector_kernels(const std::string& isa, const Table& scalar, const Table* avx2,
-                                   const Table* avx512) {
+const Table& select_vector_kernels(const std::string& wanted, const Table& scalar,
+                                   const Table* avx2, const Table* avx512) {
+  const std::string isa = wanted == "auto" ? auto_isa() : wanted;
   const Table* wide = has_avx512() ? avx512 : nullptr;
   const Table* narrow = has_avx2() ? avx2 : nullptr;
   if (isa == "auto") return wide != nullptr ? *wide : narrow != nullptr ? *narrow : scalar;

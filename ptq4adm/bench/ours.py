@@ -8,9 +8,8 @@ from torch import Tensor
 from ptq4adm import ops
 from ptq4adm.bench.problem import Problem, Variant, convolve, nchw_rows
 from ptq4adm.errors import BenchmarkError
-from ptq4adm.ops import cpu, reference
+from ptq4adm.ops import cpu, cpu_activation, reference
 from ptq4adm.ops.arguments import Conv2dGeometry, Matmul, MatmulOptions
-from ptq4adm.ops.cpu_activation import quantize_int8
 from ptq4adm.packing.layout import KLayout, pack_int4, weight_to_rows
 
 OURS, MATMUL, QUANTIZE = "ptq4adm", "ptq4adm-matmul", "ptq4adm-quantize"
@@ -85,7 +84,7 @@ class _Layer:
         self.x_q = self.quantize()
 
     def quantize(self) -> Tensor:
-        x_q, _ = quantize_int8(self.x, x_scale=self.x_scale, isa=self.isa)
+        x_q, _ = cpu_activation.quantize_int8(self.x, x_scale=self.x_scale, isa=self.isa)
         return x_q
 
     def multiply(self) -> Tensor:

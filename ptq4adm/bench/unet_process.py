@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from ptq4adm.bench.unet import DYNAMIC, FLOAT, OPENVINO_FLOAT, OPENVINO_INT8, ST
 from ptq4adm.errors import BenchmarkError
 from ptq4adm.models import UNet2DAdapter
 from ptq4adm.nn.hoist import prepared
+from ptq4adm.ops import cpu
 from ptq4adm.ops.machine import sample_instructions, sampler_missing
 from ptq4adm.protocols import StepCallback
 
@@ -68,7 +68,7 @@ def open_unet(
     """
     torch.set_num_threads(threads)
     if isa != NATIVE:
-        limit_isa(kernel_isa(isa))
+        cpu.limit_isa(kernel_isa(isa))
     started = time.perf_counter()
     if variant in (OPENVINO_FLOAT, OPENVINO_INT8):
         step, weights = _openvino_step(model, _ir_path(folder, model, variant), threads)
@@ -85,8 +85,8 @@ def open_unet(
     executed = "?" if sampler_missing() else sample_instructions(step).isa()
     if isa == AVX2 and variant in (STATIC, DYNAMIC) and "avx512" in executed:
         raise BenchmarkError(
-            f"{variant} of {model} ran {executed} although isa is {isa}: a kernel is called past "
-            "ptq4adm.bench.unet_process.limit_isa; give its call the keyword isa"
+            f"{variant} of {model} ran {executed} although isa is {isa}: a kernel does not ask "
+            "ptq4adm.ops.cpu.limit_isa what 'auto' means"
         )
     _open[:] = [_Open(step, _reset_peak())]
     return {
@@ -157,44 +157,6 @@ def convert_unet(model: str, is_int8: bool, threads: int, folder: str) -> None:
             ),
         )
         _save_ir(quantized, _ir_path(folder, model, OPENVINO_INT8))
-
-
-def limit_isa(isa: str) -> None:
-    """Make every kernel call of this process that leaves the instruction set open use this one.
-
-    Layers do not name an instruction set; only benchmarks want another than the best, and a process
-    of theirs ends soon.
-
-    Args:
-        isa: a name that the compiled module knows.
-    """
-    for module in list(sys.modules.values()):
-        if not getattr(module, "__name__", "").startswith("ptq4adm.ops"):
-            continue
-        for name in ("_cpu", "module"):
-            if hasattr(module, name):
-                setattr(module, name, _Limited(getattr(module, name), isa))
-
-
-class _Limited:
-    """The compiled module with another meaning of the argument ``"auto"``."""
-
-    def __init__(self, module: Any, isa: str) -> None:
-        self._module, self._isa = module, isa
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._module, name)
-        if isinstance(found, type) or not callable(found):
-            return found
-
-        def call(*args: Any, **keywords: Any) -> Any:
-            return found(
-                *(self._isa if value == "auto" else value for value in args),
-                **{k: self._isa if value == "auto" else value for k, value in keywords.items()},
-            )
-
-        setattr(self, name, call)  # the next look-up finds it at once
-        return call
 
 
 # --- variants -----------------------------------------------------------------------------------

@@ -240,12 +240,12 @@ class QuantizedConv2d(QuantizedLayer):
         Returns:
             NHWC [B, Ho, Wo, N] with bias.
         """
-        buffers = self._buffers
+        qweight, w_scale, w_mult, bias = self.weight_tensors()
         keywords: Conv2dKeywords = {
             "stride": self.stride,
             "padding": self.padding,
             "dilation": self.dilation,
-            "bias": buffers["bias"],
+            "bias": bias,
             "temb": temb,
             "residual": residual,
             "upsample": upsample,
@@ -253,13 +253,13 @@ class QuantizedConv2d(QuantizedLayer):
         }
         if second is not None:
             keywords["x2_q"], keywords["x2_scale"] = second
-        if buffers["w_mult"] is not None:
-            keywords["w_mult"] = buffers["w_mult"]
+        if w_mult is not None:
+            keywords["w_mult"] = w_mult
         return ops.conv2d(
             x_q,
             x_scale,
-            self.qweight,
-            self.w_scale,
+            qweight,
+            w_scale,
             bits=self.bits,
             kernel_size=self.kernel_size,
             backend=self.backend,

@@ -116,20 +116,21 @@ def fusion_report(denoiser: nn.Module) -> FusionReport:
         kind = _kind(module, table)
         if kind is None:
             continue
-        planned = table[kind][1](module, name)
-        fusion = module.fusion if isinstance(module, FusedBlock) else None
-        reasons = fusion.reasons if fusion is not None else planned.reasons
-        if fusion is None:
-            reasons = {part: why or "fuse_blocks was not called" for part, why in reasons.items()}
-        rows.append(
-            BlockFusion(
-                name,
-                kind.__name__,
-                () if fusion is None else fusion.fused,
-                {part: why for part, why in reasons.items() if why},
-            )
-        )
+        fused, reasons = _state(module, table[kind][1](module, name))
+        rows.append(BlockFusion(name, kind.__name__, fused, reasons))
     return FusionReport(tuple(rows))
+
+
+def _state(module: nn.Module, planned: Fusion) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Parts of a block that run fused at present, and why the others do not."""
+    if not isinstance(module, FusedBlock):
+        reasons = planned.reasons.items()
+        return (), {part: why or "fuse_blocks was not called" for part, why in reasons}
+    fusion = module.fusion
+    change = fusion.find_change()
+    if change is not None:
+        return (), {part: why or change for part, why in fusion.reasons.items()}
+    return fusion.fused, {part: why for part, why in fusion.reasons.items() if why}
 
 
 _Plan = Callable[[Any, str], Fusion]

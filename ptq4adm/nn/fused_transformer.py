@@ -9,6 +9,7 @@ is float. Tokens are the rows of the NHWC image, so no permutation copies anythi
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 from diffusers.models.activations import GEGLU
@@ -23,7 +24,7 @@ from ptq4adm.nn.conv import QuantizedConv2d
 from ptq4adm.nn.fusing import (
     FusedBlock,
     Fusion,
-    geglu_quantize,
+    feed_forward,
     groupnorm_quantize,
     is_dropping,
     is_quantized_linear,
@@ -195,20 +196,18 @@ def _masked_attention(
     """Attention under a mask of another form, as diffusers prepares it: [B, T, C]."""
     batch, length = query.shape[0], key.shape[1]
     bias = attention.prepare_attention_mask(mask, length, batch)
-    heads = [t.unflatten(2, (attention.heads, -1)).transpose(1, 2) for t in (query, key, value)]
-    attended = functional.scaled_dot_product_attention(
-        *heads, attn_mask=bias.view(batch, attention.heads, -1, bias.shape[-1])
+    query, key, value = (
+        t.unflatten(2, (attention.heads, -1)).transpose(1, 2) for t in (query, key, value)
     )
+    bias = bias.view(batch, attention.heads, -1, bias.shape[-1])
+    attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     return attended.transpose(1, 2).flatten(2)
 
 
-def _feed_forward(norm: nn.Module, feed_forward: Any, x: Tensor) -> Tensor:
+def _feed_forward(norm: nn.Module, layers: Any, x: Tensor) -> Tensor:
     """Norm, gated projection, projection, residual: [B, T, C]."""
     rows = x.reshape(-1, x.shape[-1])
-    (gated,) = layernorm_project(norm, (feed_forward.net[0].proj,), rows)
-    project = feed_forward.net[2]
-    x_q, scale = geglu_quantize(project, gated)
-    return project.matmul(x_q, scale, out_dtype=x.dtype, residual=rows).view(x.shape)
+    return feed_forward(norm, layers.net[0].proj, layers.net[2], rows).view(x.shape)
 
 
 def _fits(x: Tensor, context: Any) -> bool:
@@ -298,8 +297,13 @@ def _attention_reason(norm: Any, attention: Any) -> str:
         "to_out.0": attention.to_out[0],
     }
     reason = layers_reason(layers, "layernorm_quantize") or norm_reason(norm, nn.LayerNorm)
+    reason = reason or layers_reason({"to_out.0": layers["to_out.0"]}, "attention")
     if not reason and attention.to_k.out_features != attention.to_q.out_features:
         reason = "its keys have other sizes than its queries"
+    if not reason:
+        # compared now, so that a traced call finds the answers
+        for first, second in combinations((attention.to_q, attention.to_k, attention.to_v), 2):
+            first.quantizes_like(second)
     return reason
 
 

@@ -63,7 +63,7 @@ class Fusion:
 
     def is_broken(self) -> bool:
         """Whether a child changed since the block was fused; the first time, a warning says so."""
-        found = self._find_change()
+        found = self.find_change()
         if found is None:
             return False
         if found not in self._said:
@@ -72,12 +72,16 @@ class Fusion:
         return True
 
     def describe(self) -> str:
-        """Fused parts, and why the others are not."""
+        """Fused parts, and why the others are not, or why none is at present."""
+        change = self.find_change()
+        if change is not None:
+            return f"unfused: {change}"
         parts = ", ".join(self.fused) or "nothing"
         others = "; ".join(f"{part}: {why}" for part, why in self.reasons.items() if why)
         return f"fused: {parts}" + (f" (unfused: {others})" if others else "")
 
-    def _find_change(self) -> str | None:
+    def find_change(self) -> str | None:
+        """What happened to a child since the block was fused; None if nothing did."""
         # a few dictionary lookups a child: about 0.2 us, against some 20 us of an operator's call
         for parent, key, path, child, cls in self._children:
             if parent._modules.get(key) is not child or type(child) is not cls:
@@ -164,7 +168,7 @@ def norm_reason(norm: Any, kind: type[nn.Module]) -> str:
 
 @cache
 def missing_operator(operator: str, backend: str, device_type: str) -> str:
-    """Why a backend cannot run a quantizing operator, in its own words; "" if it can.
+    """Why a backend cannot run an operator between layers, in its own words; "" if it can.
 
     The operator is asked once, with the smallest input there is.
     """
@@ -176,6 +180,7 @@ def missing_operator(operator: str, backend: str, device_type: str) -> str:
         "layernorm_quantize": (rows, ones, ones, 1e-5),
         "geglu_quantize": (rows,),
         "quantize_int8": (rows,),
+        "attention": (rows[None], rows[None], rows[None], 1),
     }
     try:
         getattr(_operators, operator)(*arguments[operator], backend=backend)
@@ -206,7 +211,13 @@ def groupnorm_quantize(
     )
 
 
-def layernorm_project(norm: Any, layers: Iterable[QuantizedLinear], x: Tensor) -> list[Tensor]:
+def layernorm_project(
+    norm: Any,
+    layers: Iterable[QuantizedLinear],
+    x: Tensor,
+    *,
+    gated_for: QuantizedLinear | None = None,
+) -> list[Tensor]:
     """Layer norm of rows [M, K] and the products of several layers, quantized once where it can be.
 
     Layers whose calibrated tables differ, as of different layers they may, get int8 of their own.
@@ -227,11 +238,21 @@ def layernorm_project(norm: Any, layers: Iterable[QuantizedLinear], x: Tensor) -
                 backend=layer.backend,
             )
             first = layer
-        results.append(layer.matmul(x_q, scale, out_dtype=x.dtype))
+        results.append(layer.matmul(x_q, scale, out_dtype=x.dtype, gated_for=gated_for))
     return results
 
 
-def geglu_quantize(layer: QuantizedLinear, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Gated GELU of [M, 2 K] and int8 [M, K] with the scale of `layer`."""
-    x_scale, step = layer.static_scale()
-    return _operators.geglu_quantize(x, x_scale=x_scale, step=step, backend=layer.backend)
+def feed_forward(norm: Any, gate: QuantizedLinear, project: QuantizedLinear, x: Tensor) -> Tensor:
+    """Layer norm of rows [M, K], gated projection, projection, residual: [M, K].
+
+    With static scales the gate, and the quantization for `project`, are in the first product's
+    epilogue; measured scales need whole rows, which a tile does not have.
+    """
+    table, step = project.static_scale()
+    dtype = x.dtype
+    if table is not None and gate.backend == project.backend:
+        (x_q,) = layernorm_project(norm, (gate,), x, gated_for=project)
+        return project.matmul(x_q, table, step=step, out_dtype=dtype, residual=x)
+    (gated,) = layernorm_project(norm, (gate,), x)
+    x_q, scale = _operators.geglu_quantize(gated, x_scale=table, step=step, backend=project.backend)
+    return project.matmul(x_q, scale, out_dtype=dtype, residual=x)

@@ -30,7 +30,7 @@ from ptq4adm.nn.half import HalfLinear
 from ptq4adm.nn.weight_only import W8Linear
 from ptq4adm.quant.buckets import find_timestep, single_timestep
 
-__all__ = ["HoistedForward", "prepared", "recall"]
+__all__ = ["HoistedForward", "can_prepare", "prepared", "recall"]
 
 logger = logging.getLogger(__name__)
 
@@ -331,10 +331,18 @@ def _sample_dtype(denoiser: Any, *conditions: Tensor | None) -> torch.dtype:
     return dtype
 
 
-def _check(denoiser: nn.Module, timesteps: Tensor) -> None:
+def can_prepare(denoiser: nn.Module) -> bool:
+    """Whether `prepared` knows what is constant: a `UNet2DConditionModel`, and not a compiled one.
+
+    A compiled one would be compiled again for every row of the tables.
+    """
     from diffusers import UNet2DConditionModel
 
-    if type(denoiser).forward is not UNet2DConditionModel.forward:
+    return type(denoiser).forward is UNet2DConditionModel.forward
+
+
+def _check(denoiser: nn.Module, timesteps: Tensor) -> None:
+    if not can_prepare(denoiser):
         raise UnsupportedModelError(
             f"{type(denoiser).__name__}: constant work can be prepared for a UNet2DConditionModel; "
             "call this model without"

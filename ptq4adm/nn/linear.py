@@ -121,32 +121,42 @@ class QuantizedLinear(QuantizedLayer):
         out_dtype: torch.dtype,
         second: tuple[Tensor, Tensor] | None = None,
         residual: Tensor | None = None,
+        step: Tensor | None = None,
+        gated_for: QuantizedLinear | None = None,
     ) -> Tensor:
         """Multiply an input that is quantized already.
 
         Args:
             x_q: int8 [M, K], or the first segment's columns.
-            x_scale: float32 [] or [M].
+            x_scale: float32 [] or [M], or a table with `step`.
             out_dtype: float32, float16 or bfloat16.
             second: the same two of the second segment.
             residual: float [M, N], added in float32.
+            step: int64, the row of scale tables.
+            gated_for: a layer with static activation scales: gate the result with GELU and quantize
+                it as that layer's input.
 
         Returns:
-            [M, N] with bias.
+            [M, N] with bias; int8 [M, N / 2] with `gated_for`.
         """
-        buffers = self._buffers
-        keywords: LinearKeywords = {"bias": buffers["bias"], "out_dtype": out_dtype}
+        qweight, w_scale, w_mult, bias = self.weight_tensors()
+        keywords: LinearKeywords = {"bias": bias, "out_dtype": out_dtype}
         if second is not None:
             keywords["x2_q"], keywords["x2_scale"] = second
-        if buffers["w_mult"] is not None:
-            keywords["w_mult"] = buffers["w_mult"]
+        if w_mult is not None:
+            keywords["w_mult"] = w_mult
         if residual is not None:
             keywords["residual"] = residual
+        if gated_for is not None:
+            keywords["geglu"] = True
+            keywords["out_scale"], step = gated_for.static_scale()
+        if step is not None:
+            keywords["step"] = step
         return ops.linear(
             x_q,
             x_scale,
-            self.qweight,
-            self.w_scale,
+            qweight,
+            w_scale,
             bits=self.bits,
             backend=self.backend,
             **keywords,

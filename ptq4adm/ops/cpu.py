@@ -53,6 +53,19 @@ def isa_unavailable_reason(isa: str) -> str | None:
     return None
 
 
+def limit_isa(isa: str) -> None:
+    """Hold every kernel of this process to an instruction set: for comparisons.
+
+    Args:
+        isa: one of ``ISAS``, or ``auto`` for the fastest again.
+
+    Raises:
+        RuntimeError: if the processor lacks it.
+        ValueError: if the name is unknown.
+    """
+    _cpu.set_auto_isa(isa)
+
+
 def threading() -> str:
     """Return what the compiled module spreads its work with: ``OpenMP`` or ``std::thread``."""
     return _cpu.threading()
@@ -117,45 +130,75 @@ def _run(
     *,
     is_gated: bool = False,
 ) -> bool:
-    """Call the kernel; the locals keep every converted copy alive until it has returned."""
-    options = call.options
-    x_q = call.x_q.contiguous()
-    x2_q = None if options.x2_q is None else options.x2_q.contiguous()
-    qweight, w_scale = call.qweight.contiguous(), call.w_scale.contiguous()
-    w_mult = None if options.w_mult is None else options.w_mult.contiguous()
-    bias, temb = _as_float32(options.bias), _as_float32(options.temb)
-    residual = _as_float32(options.residual)
-    x_scale = select_scale(call.x_scale, options.step).contiguous()
-    x2_scale = _scale_in_use(options.x2_scale, options.step)
-    is_int8 = out[0].dtype == torch.int8
-    out_scale = _scale_in_use(options.out_scale, options.step) if is_int8 else None
+    """Call the kernel."""
+    options, x_q = call.options, call.x_q
+    tensors = _Addresses(options.step)
+    x2_q = options.x2_q
     size = (x_q.shape[0], 1, 1) if x_q.dim() == 2 else tuple(x_q.shape[:3])
     channels = (x_q.shape[-1], 0 if x2_q is None else x2_q.shape[-1])
-    is_finite = _cpu.matmul(
-        _shape_object(geometry, size, channels, w_scale.shape[0]),
-        bits=call.bits,
-        x_q=x_q.data_ptr(),
-        x2_q=_address(x2_q),
-        qweight=qweight.data_ptr(),
-        w_mult=_address(w_mult),
-        w_scale=w_scale.data_ptr(),
-        x_scale=x_scale.data_ptr(),
-        is_x_scale_per_row=x_scale.numel() > 1,
-        x2_scale=_address(x2_scale),
-        is_x2_scale_per_row=x2_scale is not None and x2_scale.numel() > 1,
-        bias=_address(bias),
-        temb=_address(temb),
-        temb_rows=0 if temb is None else temb.shape[0],
-        residual=_address(residual),
-        is_geglu=is_gated,
-        out_scale=_address(out_scale),
-        out=out[0].data_ptr(),
-        out2=out[1].data_ptr() if len(out) == 2 else 0,
-        out_dtype=_OUTPUTS[out[0].dtype],
-        isa=isa,
-        threads=torch.get_num_threads(),
+    is_int8 = out[0].dtype is torch.int8
+    return _cpu.matmul(
+        _shape_object(geometry, size, channels, call.w_scale.shape[0]),
+        call.bits,
+        tensors.plain(x_q),
+        tensors.plain(x2_q),
+        tensors.plain(call.qweight),
+        tensors.plain(options.w_mult),
+        tensors.plain(call.w_scale),
+        *tensors.scale(call.x_scale),
+        *tensors.scale(options.x2_scale),
+        tensors.float32(options.bias),
+        tensors.float32(options.temb),
+        0 if options.temb is None else options.temb.shape[0],
+        tensors.float32(options.residual),
+        is_gated,
+        tensors.scale(options.out_scale)[0] if is_int8 else 0,
+        out[0].data_ptr(),
+        out[1].data_ptr() if len(out) == 2 else 0,
+        _OUTPUTS[out[0].dtype],
+        isa,
+        torch.get_num_threads(),
     )
-    return is_finite
+
+
+class _Addresses:
+    """Addresses of tensors as the kernel wants them; keeps every converted copy alive.
+
+    Args:
+        step: the row in use of scale tables.
+    """
+
+    __slots__ = ("copies", "step")
+
+    def __init__(self, step: Tensor | None) -> None:
+        self.step = step
+        self.copies: list[Tensor] = []
+
+    def plain(self, tensor: Tensor | None) -> int:
+        """Address of contiguous memory; 0 for no tensor."""
+        if tensor is None:
+            return 0
+        if not tensor.is_contiguous():
+            tensor = tensor.contiguous()
+            self.copies.append(tensor)
+        return tensor.data_ptr()
+
+    def float32(self, tensor: Tensor | None) -> int:
+        """Address of contiguous float32 memory; 0 for no tensor."""
+        if tensor is not None and tensor.dtype is not torch.float32:
+            tensor = tensor.float()
+            self.copies.append(tensor)
+        return self.plain(tensor)
+
+    def scale(self, scale: Tensor | None) -> tuple[int, bool]:
+        """Address of the scale in use, and whether there is one a row."""
+        if scale is None:
+            return 0, False
+        if self.step is None or scale.numel() == 1:
+            return self.plain(scale), scale.numel() > 1
+        scale = select_scale(scale, self.step)
+        self.copies.append(scale)
+        return scale.data_ptr(), False
 
 
 @lru_cache(maxsize=4096)
@@ -177,15 +220,3 @@ def _shape_object(
         upsample=geometry.upsample or size[1:],
         out_size=geometry.output_size(size[1], size[2]),
     )
-
-
-def _scale_in_use(scale: Tensor | None, step: Tensor | None) -> Tensor | None:
-    return None if scale is None else select_scale(scale, step).contiguous()
-
-
-def _as_float32(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.float().contiguous()
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else int(tensor.data_ptr())

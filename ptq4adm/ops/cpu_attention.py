@@ -25,19 +25,19 @@ def attention(
     inputs = [_rows(x) for x in (q, k, v)]
     mask = None if bias is None else bias.float().contiguous()
     out = torch.empty(q.shape, dtype=torch.float32)
-    batch, queries, channels = q.shape
-    head_dim = channels // heads
+    head_dim = q.shape[2] // heads
+    strides = [(x.stride(0), x.stride(1), head_dim) for x in (*inputs, out)]
     module.attention(
         q=inputs[0].data_ptr(),
         k=inputs[1].data_ptr(),
         v=inputs[2].data_ptr(),
         bias=0 if mask is None else mask.data_ptr(),
         out=out.data_ptr(),
-        q_strides=(*inputs[0].stride()[:2], head_dim),
-        k_strides=(*inputs[1].stride()[:2], head_dim),
-        v_strides=(*inputs[2].stride()[:2], head_dim),
-        out_strides=(*out.stride()[:2], head_dim),
-        sizes=(batch, heads, queries, k.shape[1], head_dim),
+        q_strides=strides[0],
+        k_strides=strides[1],
+        v_strides=strides[2],
+        out_strides=strides[3],
+        sizes=(q.shape[0], heads, q.shape[1], k.shape[1], head_dim),
         scale=head_dim**-0.5 if scale is None else scale,
         isa=isa,
         threads=torch.get_num_threads(),

@@ -298,9 +298,9 @@ def attention(
         DtypeError: if they are not of one float dtype.
     """
     check_attention(q, k, v, heads, bias)
-    split = [x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     mask = None if bias is None else bias[:, None, None].to(q.dtype)
-    y = functional.scaled_dot_product_attention(*split, attn_mask=mask, scale=scale)
+    y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return y.transpose(1, 2).flatten(2)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
@@ -16,9 +15,7 @@ from ptq4adm.bench.worker import REQUESTS
 from ptq4adm.errors import BenchmarkError, ConfigError
 from ptq4adm.nn import W4A8Conv2d
 from ptq4adm.nn.hoist import HoistedForward
-from ptq4adm.ops import compiled, cpu
-from ptq4adm.ops.cpu_activation import quantize_int8
-from ptq4adm.ops.cpu_attention import attention
+from ptq4adm.ops import cpu
 
 needs_module = pytest.mark.skipif(
     cpu.unavailable_reason() is not None, reason="the compiled module is not built"
@@ -128,36 +125,6 @@ def test_both_sides_leave_constant_work_out_of_the_step(variant: str) -> None:
 
 
 @needs_module
-def test_layers_can_be_held_to_an_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    class Module:
-        NON_FINITE = compiled.module.NON_FINITE
-        Conv2dShape = compiled.module.Conv2dShape
-        best_isa = staticmethod(compiled.module.best_isa)
-
-        @staticmethod
-        def quantize_int8(*args: Any) -> int:
-            asked.extend(value for value in args if isinstance(value, str))
-            return 0
-
-        @staticmethod
-        def attention(**keywords: Any) -> None:
-            asked.append(keywords["isa"])
-
-    for module in [m for name, m in sys.modules.items() if name.startswith("ptq4adm.ops")]:
-        for name in ("_cpu", "module"):  # so that every one is restored
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, Module)
-    unet_process.limit_isa("scalar")
-    quantize_int8(torch.ones(3))
-    quantize_int8(torch.ones(3), isa="avx2")
-    attention(*(torch.ones(1, 4, 8) for _ in range(3)), heads=2)
-    assert asked == ["scalar", "avx2", "scalar"]
-    assert compiled.module.Conv2dShape is Module.Conv2dShape
-    assert cpu.default_isa() == Module.best_isa()
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

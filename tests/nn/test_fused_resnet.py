@@ -245,8 +245,11 @@ def test_a_changed_child_is_respected_and_said_once(
     said = [record.message for record in caplog.records if message in record.message]
     assert len(said) == 1
     assert said[0].startswith("block 'mid':")
+    assert f"unfused: {pair.fused.fusion.find_change()}" in repr(pair.fused)
+    assert message in fusion_report(model).blocks[0].reasons["conv2"]
     restore()
     assert torch.equal(pair.fused(x, temb), before)
+    assert fusion_report(model).blocks[0].fused == ("conv1", "conv2")
 
 
 def test_hooks_of_the_block_and_of_called_children_stay_in_use(
@@ -297,6 +300,14 @@ def test_the_report_of_a_block_that_nobody_fused(
     assert row.reasons["conv1"] == "fuse_blocks was not called"
     assert fusion_report(pair.fused).count() == {"all": 1, "some": 0, "none": 0}
     assert fusion_report(nn.Sequential(nn.Linear(2, 2))).blocks == ()
+
+
+def test_it_compiles_into_one_graph(quantize_block: Quantize, make_recipe: Any) -> None:
+    pair = quantize_block(_block(64, 128), _run(64), make_recipe())
+    compiled = torch.compile(pair.fused, backend="eager", fullgraph=True)
+    x, temb = torch.randn(2, 64, 4, 4), torch.randn(2, 48)
+    with torch.no_grad():
+        assert torch.equal(compiled(x, temb), pair.fused(x, temb))
 
 
 class Trace(TorchDispatchMode):
