@@ -15,7 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ptq4adm.bench.ours import QUANTIZE, own_variants
-from ptq4adm.bench.peers import PEERS, Peer, select_peers
+from ptq4adm.bench.peers import LARGEST_BLOCK, PEERS, Peer, select_peers
 from ptq4adm.bench.problem import Problem, Variant, check_variant
 from ptq4adm.bench.process import ISAS, Worker, is_restricted, kernel_isa
 from ptq4adm.bench.rows import environment
@@ -173,12 +173,11 @@ def measure_peaks(threads: int) -> list[dict[str, Any]]:
 
 
 def _sampled_shapes(shapes: Iterable[LayerShape]) -> set[LayerShape]:
-    """The largest shape of each kind."""
-    largest: dict[str, LayerShape] = {}
-    for shape in shapes:
-        if shape.kind not in largest or shape.operations > largest[shape.kind].operations:
-            largest[shape.kind] = shape
-    return set(largest.values())
+    """The largest shape of each kind, among those whose K suits every variant if there are some."""
+    chosen: dict[str, LayerShape] = {}
+    for shape in sorted(shapes, key=lambda s: (s.K % LARGEST_BLOCK == 0, s.operations)):
+        chosen[shape.kind] = shape
+    return set(chosen.values())
 
 
 def _measure_shape(

@@ -35,7 +35,8 @@ TOLERANCES = {
     STATIC: 0.4,
     DYNAMIC: 0.4,
     OPENVINO_FLOAT: 1e-3,
-    OPENVINO_INT8: 0.15,
+    # 0.04 with VNNI; without it, pairs of 8-bit products saturate in its kernels: 0.17 was seen
+    OPENVINO_INT8: 0.3,
 }
 _REST_SECONDS = 0.05  # waiting threads of the variant before go to sleep
 

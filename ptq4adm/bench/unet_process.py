@@ -82,7 +82,9 @@ def open_unet(
         step, weights = _own_step(model, variant, bits)
     build_s = time.perf_counter() - started
     step()
+    torch.set_num_threads(1)  # OpenMP's waiting threads would be sampled as well
     executed = "?" if sampler_missing() else sample_instructions(step).isa()
+    torch.set_num_threads(threads)
     if isa == AVX2 and variant in (STATIC, DYNAMIC) and "avx512" in executed:
         raise BenchmarkError(
             f"{variant} of {model} ran {executed} although isa is {isa}: a kernel does not ask "

@@ -8,13 +8,13 @@ variant.
 from __future__ import annotations
 
 from ptq4adm.bench.peers.base import Peer
-from ptq4adm.bench.peers.onnx_runtime import OnnxRuntime
+from ptq4adm.bench.peers.onnx_runtime import LARGEST_BLOCK, OnnxRuntime
 from ptq4adm.bench.peers.open_vino import OpenVino
 from ptq4adm.bench.peers.torch_float import TorchFloat
 from ptq4adm.bench.peers.torch_int8 import TorchInt8
 from ptq4adm.errors import ConfigError
 
-__all__ = ["PEERS", "Peer", "select_peers"]
+__all__ = ["LARGEST_BLOCK", "PEERS", "Peer", "select_peers"]
 
 PEERS: dict[str, Peer] = {
     peer.name: peer

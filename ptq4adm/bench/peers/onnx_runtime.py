@@ -30,6 +30,7 @@ from ptq4adm.bench.problem import Problem, Variant, nchw_rows
 _OPSET, _IR_VERSION = 21, 10
 _MICROSOFT = "com.microsoft"
 _BLOCKS = (32, 128)
+LARGEST_BLOCK = max(_BLOCKS)  # a linear layer whose K it divides has every variant
 _INT8_COMPUTE = 4  # accuracy_level of MatMulNBits: activations are quantized to int8
 
 Arrays = dict[str, NDArray[Any]]
