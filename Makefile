@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help setup demo test check lint format typecheck bench clean
+.PHONY: help setup demo test sanitize check lint format typecheck bench bench-full clean
 help:            ## list the commands
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
@@ -22,6 +22,19 @@ demo: $(STAMP)   ## the same prompts and seeds in float and W4A8, with what it c
 
 test: $(STAMP)   ## all tests that need no GPU
 	$(BIN)/pytest
+
+# the kernels and their callers under AddressSanitizer and UndefinedBehaviorSanitizer; torch leaks
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer \
+	-DPTQ4ADM_EMULATE_VNNI
+sanitize: $(STAMP)  ## kernel tests under AddressSanitizer and UBSan
+	CFLAGS="$(SANITIZE)" CXXFLAGS="$(SANITIZE)" LDFLAGS="-fsanitize=address,undefined" \
+		PTQ4ADM_BUILD=cpu $(BIN)/python setup.py -q build \
+		--build-base=build/sanitize --build-lib=build/sanitize/lib
+	@# libstdc++ too: the sanitizer looks for its exceptions before anything has loaded it
+	cd build/sanitize && PYTHONPATH=lib ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) \
+		-print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
+		"$(CURDIR)/$(BIN)/pytest" -q --capture=sys "$(CURDIR)/tests/ops" \
+		--ignore "$(CURDIR)/tests/ops/test_emulated.py"
 
 check: lint typecheck  ## lint, types, layering
 	$(BIN)/pytest -q tests/test_layering.py
@@ -40,6 +53,21 @@ typecheck: $(STAMP)  ## mypy, strict
 	for entry in ptq4adm/*; do ln -s "$(CURDIR)/$$entry" build/typecheck/ptq4adm/; done
 	ln -s "$(CURDIR)/kernels" build/typecheck/ptq4adm/kernels
 	cd build/typecheck && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" -p ptq4adm
+
+BENCH_STAMP := $(VENV)/.bench-installed
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt -e ".[bench]"
+	touch $@
+
+bench: $(BENCH_STAMP) ## the kernels beside other libraries', a short look
+	$(BIN)/ptq4adm bench --device cpu --quick
+
+# about half an hour on an idle machine, and 16 GB of memory for TANGO
+bench-full: $(BENCH_STAMP) ## every shape and whole steps, into benchmarks/results and the tables
+	$(BIN)/python benchmarks/bench_cpu.py
+	$(BIN)/python benchmarks/bench_unet_cpu.py
+	$(BIN)/python benchmarks/roofline.py
+	$(BIN)/python benchmarks/tables.py
 
 clean:           ## what builds and runs left behind, not the environment
 	rm -rf build dist *.egg-info ptq4adm/*.so

@@ -23,41 +23,30 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 CHOICES = ("auto", "python", "cpu", "cuda")
-SOURCES = (
-    "csrc/bindings/activation.cpp",
-    "csrc/bindings/cpu_module.cpp",
-    "csrc/cpu/activation.cpp",
-    "csrc/cpu/activation_avx2.cpp",
-    "csrc/cpu/activation_avx512.cpp",
-    "csrc/cpu/activation_scalar.cpp",
-    "csrc/cpu/activation_select.cpp",
-    "csrc/cpu/groupnorm.cpp",
-    "csrc/cpu/kernels_avx2.cpp",
-    "csrc/cpu/kernels_scalar.cpp",
-    "csrc/cpu/matmul.cpp",
-    "csrc/cpu/select.cpp",
-)
-HEADERS = (
-    "csrc/bindings/activation.h",
-    "csrc/cpu/activation.h",
-    "csrc/cpu/activation_common.h",
-    "csrc/cpu/activation_kernels.h",
-    "csrc/cpu/activation_loops.h",
-    "csrc/cpu/epilogue.h",
-    "csrc/cpu/kernels.h",
-    "csrc/cpu/matmul.h",
-    "csrc/cpu/parallel.h",
-)
+ROOT = Path(__file__).parent
+SOURCES = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/*/*.cpp"))
+HEADERS = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/*/*.h"))
 # ffp-contract: a fused multiply-add would make the float epilogue differ between instruction sets
 FLAGS = ["-std=c++17", "-O3", "-Wall", "-Wextra", "-ffp-contract=off", "-fvisibility=hidden"]
 FLAGS += ["-g0"]  # Python's own flags may ask for debug symbols: 4 MB instead of 0.3
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
-X86_FLAGS = {
+AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
+# a file whose flags the compiler does not know is compiled without them, and holds nothing then
+FILE_FLAGS = {
     "activation_avx2.cpp": ["-mavx2", "-mfma"],
-    "activation_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+    "activation_avx512.cpp": AVX512_FLAGS,
+    "attention_avx2.cpp": ["-mavx2", "-mfma"],
+    "attention_avx512.cpp": AVX512_FLAGS,
     "kernels_avx2.cpp": ["-mavx2"],
+    # gcc 12 warns about its own header's undefined registers
+    "kernels_avx512_vnni.cpp": [
+        *AVX512_FLAGS,
+        "-mavx512vnni",
+        "-Wno-uninitialized",
+        "-Wno-maybe-uninitialized",
+    ],
+    "kernels_avx_vnni.cpp": ["-mavx2", "-mavxvnni"],
 }
-FILE_FLAGS = X86_FLAGS if IS_X86 else {}
 
 
 def say(message: str) -> None:
@@ -117,7 +106,7 @@ class BuildExtension(build_ext):
         jobs = []
         for source in map(Path, ext.sources):
             target = build_folder / f"{source.parent.name}-{source.stem}.o"
-            flags = FILE_FLAGS.get(source.name, [])
+            flags = self._known_flags(command, FILE_FLAGS.get(source.name, []))
             jobs.append(([*command, *flags], source.resolve(), target))
         if shutil.which("ninja"):
             self._run_ninja(build_folder, jobs)
@@ -143,6 +132,16 @@ class BuildExtension(build_ext):
             lines += [f"build {output}: cxx {given}", f"  cxx = {command}"]
         (folder / "build.ninja").write_text("\n".join(lines) + "\n")
         subprocess.run(["ninja", "-C", folder], check=True)
+
+    def _known_flags(self, compiler: list[str], flags: list[str]) -> list[str]:
+        """Return the instruction set's flags if this compiler takes them all, else none."""
+        if not flags or not IS_X86:
+            return []
+        probe = [*compiler, *flags, "-x", "c++", "-fsyntax-only", os.devnull]
+        if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+            return flags
+        say(f"this compiler does not know {' '.join(flags)}: built without that instruction set")
+        return []
 
     def _thread_flags(self, compiler: list[str]) -> list[str]:
         """Return -fopenmp if the compiler can link it, else -pthread."""

@@ -1,7 +1,7 @@
-"""Write the measured tables of README.md from the rows in benchmarks/results/.
+"""Write the measured tables of README.md and docs/ from the rows in benchmarks/results/.
 
-python benchmarks/tables.py            # rewrite README.md
-python benchmarks/tables.py --check    # exit 1 if README.md differs from the rows
+python benchmarks/tables.py            # rewrite the documents
+python benchmarks/tables.py --check    # exit 1 if one differs from the rows
 """
 
 from __future__ import annotations
@@ -9,18 +9,16 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+
+import cpu_tables
+from cpu_tables import markdown
 
 from ptq4adm.bench import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]], note: str) -> str:
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join([*("| " + " | ".join(row) + " |" for row in rows), "", note])
 
 
 def _where(row: dict[str, str]) -> str:
@@ -60,7 +58,7 @@ def size_table() -> str:
         )
     last = list(newest.values())[-1]
     note = f"`benchmarks/bench_size.py`; {_where(last)}. One MB is 10^6 bytes."
-    return _table(header, lines, note)
+    return markdown(header, lines, note)
 
 
 def quality_table() -> str:
@@ -95,35 +93,54 @@ def quality_table() -> str:
         f"{last['clips']} held-out prompts, each with the float clip's seed; "
         f"`benchmarks/bench_quality.py`; {_where(last)}."
     )
-    return _table(header, lines, note)
+    return markdown(header, lines, note)
 
 
-TABLES: dict[str, Callable[[], str]] = {"size": size_table, "quality": quality_table}
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "size": size_table,
+        "quality": quality_table,
+        "cpu-kernels": lambda: cpu_tables.kernel_table(RESULTS),
+        "cpu-unet": lambda: cpu_tables.unet_table(RESULTS),
+    },
+    "docs/benchmarks-cpu.md": {
+        "cpu-shapes": lambda: cpu_tables.shape_table(RESULTS),
+        "cpu-peaks": lambda: cpu_tables.peak_table(RESULTS),
+    },
+}
 
 
-def render(text: str) -> str:
-    """Replace what stands between each table's markers by the table made from the rows."""
-    for name, make in TABLES.items():
-        start, end = f"<!-- table: {name} -->\n", "<!-- end -->"
+def render(name: str, text: str) -> str:
+    """Replace what stands between each table's markers by the table made from the rows.
+
+    Args:
+        name: the document, a key of `TABLES`.
+        text: what it holds now.
+    """
+    for table, make in TABLES[name].items():
+        start, end = f"<!-- table: {table} -->\n", "<!-- end -->"
         pattern = re.compile(re.escape(start) + ".*?" + end, re.DOTALL)
         if len(pattern.findall(text)) != 1:
-            raise SystemExit(f"README.md: table {name!r} needs exactly one place, {start!r}")
-        table = start + make() + "\n" + end
-        text = pattern.sub(lambda _, table=table: table, text)
+            raise SystemExit(f"{name}: table {table!r} needs exactly one place, {start!r}")
+        block = start + make() + "\n" + end
+        text = pattern.sub(lambda _, block=block: block, text)
     return text
 
 
 def main() -> int:
-    """Rewrite or check README.md; returns the exit code."""
+    """Rewrite or check the documents; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    fresh = render(text)
-    if parser.parse_args().check:
-        return int(fresh != text)
-    readme.write_text(fresh)
-    return 0
+    is_check = parser.parse_args().check
+    differing = 0
+    for name in TABLES:
+        document = ROOT / name
+        text = document.read_text()
+        fresh = render(name, text)
+        differing += fresh != text
+        if not is_check:
+            document.write_text(fresh)
+    return int(is_check and differing > 0)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ class Conv2dShape:
 
 def matmul(
     shape: Conv2dShape,
-    *,
     bits: int,
     x_q: int,
     x2_q: int,
@@ -32,12 +31,14 @@ def matmul(
     temb: int,
     temb_rows: int,
     residual: int,
+    is_geglu: bool,
     out_scale: int,
     out: int,
     out2: int,
     out_dtype: str,
     isa: str,
     threads: int,
+    /,
 ) -> bool: ...
 
 # Quantization of activations (csrc/bindings/activation.cpp): 0, NON_FINITE, or another status for
@@ -114,4 +115,28 @@ def geglu_quantize(
 def activate(function: str, x: int, count: int, y: int, isa: str, /) -> None: ...
 def activation_isa(isa: str, /) -> str: ...
 def best_isa() -> str: ...
+def check_isa(isa: str) -> None: ...
+def set_auto_isa(isa: str) -> None: ...
 def threading() -> str: ...
+def attention(
+    *,
+    q: int,
+    k: int,
+    v: int,
+    bias: int,
+    out: int,
+    q_strides: tuple[int, int, int],
+    k_strides: tuple[int, int, int],
+    v_strides: tuple[int, int, int],
+    out_strides: tuple[int, int, int],
+    sizes: tuple[int, int, int, int, int],
+    scale: float,
+    isa: str,
+    threads: int,
+) -> None: ...
+def peak_kinds() -> list[str]: ...
+def peak_missing(kind: str) -> str: ...
+def measure_peak(kind: str, milliseconds: float, threads: int) -> float: ...
+def sampler_missing() -> str: ...
+def sampler_start() -> None: ...
+def sampler_stop() -> dict[str, int]: ...

@@ -106,3 +106,10 @@ class CheckpointShapeError(CheckpointError):
 
 class OutputError(Ptq4admError, RuntimeError):
     """An output file or folder cannot be written."""
+
+
+# --- benchmarks ---------------------------------------------------------------------------------
+
+
+class BenchmarkError(Ptq4admError, RuntimeError):
+    """A variant computes the wrong result, or a benchmark's process failed: nothing is timed."""

@@ -33,6 +33,7 @@ from ptq4adm.errors import (
 from ptq4adm.models import TextToAudioPipeline, find_adapter, save_components
 from ptq4adm.nn import StepIndex, StorageLayer, attach_step_hook
 from ptq4adm.nn.conv import padding_reason, unsupported_reason
+from ptq4adm.nn.fuse import fuse_blocks
 from ptq4adm.nn.replace import check_finite, check_hooks, quantized_layer, replace_layers
 from ptq4adm.ops import resolve_backend
 from ptq4adm.packing.checkpoint import QuantState, is_quantized, mark_quantized, save_denoiser
@@ -129,7 +130,7 @@ def quantize(
     *,
     progress: bool = True,
 ) -> QuantPlan:
-    """Replace the layers of a pipeline's denoiser, or of a bare denoiser, in place.
+    """Replace the layers of a pipeline's denoiser, or of a bare one, in place, and fuse its blocks.
 
     All checks come first and all new modules are made before the first is put in: a call that fails
     or is interrupted leaves the model as it was.
@@ -300,6 +301,7 @@ class _Job:
         replace_layers(self.denoiser, replacements)
         if step is not None:
             attach_step_hook(self.denoiser, step)
+        logger.info("fused %s", fuse_blocks(self.denoiser).summary())
         digest = (
             self.calibration.digest() if step is not None and self.calibration is not None else None
         )

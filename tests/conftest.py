@@ -11,12 +11,18 @@ import pytest
 import torch
 
 import ptq4adm
+from ptq4adm.ops import cpu
 
 if TYPE_CHECKING:
     from ptq4adm import Calibration, TextToAudioPipeline
 
 TEXT_WIDTH = 64
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # Roberta's order: pad is 1
+
+
+def pytest_report_header() -> str:
+    """Which build of the kernels is tested: `make sanitize` tests another one."""
+    return f"compiled kernels: {cpu.module_file()}"
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,12 @@
 #include "../cpu/matmul.h"
 #include "../cpu/parallel.h"
 #include "activation.h"
+#include "attention.h"
 
 namespace py = pybind11;
 using namespace py::literals;
+
+void bind_roofline(py::module_& module);  // roofline.cpp
 
 namespace {
 
@@ -32,7 +35,7 @@ ptq4adm::Output output_kind(const std::string& dtype) {
 bool matmul(const ptq4adm::Conv2dShape& shape, int bits, Address x_q, Address x2_q, Address qweight,
             Address w_mult, Address w_scale, Address x_scale, bool is_x_scale_per_row,
             Address x2_scale, bool is_x2_scale_per_row, Address bias, Address temb,
-            int64_t temb_rows, Address residual, Address out_scale, Address out, Address out2,
+            int64_t temb_rows, Address residual, bool is_geglu, Address out_scale, Address out, Address out2,
             const std::string& out_dtype, const std::string& isa, int64_t threads) {
   ptq4adm::MatmulCall call{};
   call.bits = bits;
@@ -49,13 +52,15 @@ bool matmul(const ptq4adm::Conv2dShape& shape, int bits, Address x_q, Address x2
   call.temb = at<const float>(temb);
   call.temb_rows = temb_rows;
   call.residual = at<const float>(residual);
+  call.is_geglu = is_geglu;
   call.out_scale = at<const float>(out_scale);
   call.out[0] = at<void>(out);
   call.out[1] = at<void>(out2);
   call.output = output_kind(out_dtype);
   const ptq4adm::Kernels& kernels = ptq4adm::select_kernels(isa.c_str());
+  const ptq4adm::ActivationKernels& activations = ptq4adm::select_activation_kernels(isa.c_str());
   const py::gil_scoped_release release;
-  return ptq4adm::matmul(kernels, shape, call, threads);
+  return ptq4adm::matmul(kernels, activations, shape, call, threads);
 }
 
 }  // namespace
@@ -69,13 +74,16 @@ PYBIND11_MODULE(_cpu, module) {
            py::kw_only(), "size"_a, "channels"_a, "out_channels"_a, "kernel_size"_a, "stride"_a,
            "padding"_a, "dilation"_a, "upsample"_a, "out_size"_a);
 
-  module.def("matmul", &matmul, "Matrix product; False if an int8 output met NaN or infinity.",
-             "shape"_a, py::kw_only(), "bits"_a, "x_q"_a, "x2_q"_a, "qweight"_a, "w_mult"_a,
-             "w_scale"_a, "x_scale"_a, "is_x_scale_per_row"_a, "x2_scale"_a,
-             "is_x2_scale_per_row"_a, "bias"_a, "temb"_a, "temb_rows"_a, "residual"_a,
-             "out_scale"_a, "out"_a, "out2"_a, "out_dtype"_a, "isa"_a, "threads"_a);
+  // by position: keywords would cost more than small products
+  module.def("matmul", &matmul, "Matrix product; False if an int8 output met NaN or infinity.");
   bind_activations(module);
+  bind_attention(module);
   module.def("best_isa", [] { return ptq4adm::select_kernels("auto").name; },
              "Instruction set that this processor runs.");
+  module.def("check_isa", [](const std::string& isa) { ptq4adm::select_kernels(isa.c_str()); },
+             "Raises unless this processor runs the instruction set.", "isa"_a);
+  module.def("set_auto_isa", &ptq4adm::set_auto_isa,
+             "What isa='auto' means from now on: 'auto', or an instruction set.", "isa"_a);
   module.def("threading", &ptq4adm::threading, "OpenMP or std::thread.");
+  bind_roofline(module);
 }

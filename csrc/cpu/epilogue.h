@@ -1,8 +1,7 @@
-// Portable float parts. Everything here has internal linkage: each instruction set's file compiles
+// Portable epilogue. Everything here has internal linkage: each instruction set's file compiles
 // its own copy, so the linker can never put AVX2 code where the portable kernels call it.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -18,9 +17,9 @@ namespace {
         tile.acc2 != nullptr ? tile.x2_scale[r * tile.x2_scale_stride] : 0.0f;
     const int64_t sample = tile.temb != nullptr ? (tile.first_row + r) / tile.rows_per_temb : 0;
     for (int64_t n = 0; n < tile.columns; ++n) {
-      float value = static_cast<float>(tile.acc[r * kPanel + n]) * x_scale;
+      float value = static_cast<float>(tile.acc[r * tile.acc_stride + n]) * x_scale;
       if (tile.acc2 != nullptr) {
-        value += static_cast<float>(tile.acc2[r * kPanel + n]) * x2_scale;
+        value += static_cast<float>(tile.acc2[r * tile.acc_stride + n]) * x2_scale;
       }
       value *= tile.w_scale[n];
       if (tile.bias != nullptr) value += tile.bias[n];
@@ -29,36 +28,6 @@ namespace {
       y[r * y_stride + n] = value;
     }
   }
-}
-
-[[maybe_unused]] uint32_t magnitude_bits(float x) {
-  uint32_t bits = 0;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits & 0x7fffffffu;
-}
-
-[[maybe_unused]] uint32_t absmax_bits_scalar(const float* x, int64_t count) {
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t bits = magnitude_bits(x[i]);
-    largest = bits > largest ? bits : largest;
-  }
-  return largest;
-}
-
-[[maybe_unused]] uint32_t quantize_scalar(const float* x, int64_t count, float inverse_scale,
-                                          int8_t* x_q) {
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t bits = magnitude_bits(x[i]);
-    largest = bits > largest ? bits : largest;
-    float value = x[i] * inverse_scale;
-    // written so that NaN becomes a bound: the caller raises, the conversion stays defined
-    value = value < kInt8Max ? value : kInt8Max;
-    value = value > -kInt8Max ? value : -kInt8Max;
-    x_q[i] = static_cast<int8_t>(nearbyintf(value));  // to even, the default rounding mode
-  }
-  return largest;
 }
 
 }  // namespace

@@ -6,79 +6,73 @@
 namespace ptq4adm {
 namespace {
 
-int8_t activation(const int8_t* row, int64_t channel, int64_t channels) {
-  return row != nullptr && channel < channels ? row[channel] : int8_t{0};
+constexpr int64_t kRows = 4;
+
+int32_t multiplier(const DecodeCall& call, int64_t k, int64_t channel) {
+  return call.mult == nullptr ? 1 : call.mult[(k / kBlockK * kPanel + channel) * 2];
 }
 
-void pack_u8(const int8_t* const rows[kRows], int64_t channels, int64_t channels_padded,
-             uint8_t* x) {
-  for (int64_t c = 0; c < channels_padded; c += 4) {
-    for (int64_t r = 0; r < kRows; ++r) {
-      for (int64_t i = 0; i < 4; ++i) {
-        *x++ = static_cast<uint8_t>(activation(rows[r], c + i, channels) + kActivationOffset);
-      }
-    }
-  }
-}
-
-void pack_s16(const int8_t* const rows[kRows], int64_t channels, int64_t channels_padded,
-              int16_t* x) {
-  for (int64_t c = 0; c < channels_padded; c += 2) {
-    for (int64_t r = 0; r < kRows; ++r) {
-      *x++ = activation(rows[r], c, channels);
-      *x++ = activation(rows[r], c + 1, channels);
-    }
-  }
-}
-
-void unpack_w4(const uint8_t* packed, const int16_t* mult, int64_t k, int8_t* panel,
-               int32_t* weight_sum) {
-  for (int64_t k0 = 0; k0 < k; k0 += 4, packed += 32, panel += 64) {
-    const int16_t* block_mult = mult + k0 / kBlockK * 2 * kPanel;
+// The panel is signed: |w * mult| <= 120.
+void decode_w4(const DecodeCall& call) {
+  int8_t* panel = reinterpret_cast<int8_t*>(call.panel);
+  const uint8_t* packed = call.packed;
+  for (int64_t k = 0; k < call.k; k += kStepK, packed += 32, panel += kStepK * kPanel) {
     for (int64_t i = 0; i < 32; ++i) {
-      const int64_t channel = i / 4;
-      panel[i] = static_cast<int8_t>((packed[i] & 0x0F) - 8);
-      panel[i + 32] = static_cast<int8_t>((packed[i] >> 4) - 8);
-      weight_sum[channel] += panel[i] * block_mult[2 * channel];
-      weight_sum[channel + 8] += panel[i + 32] * block_mult[2 * (channel + 8)];
+      const int32_t low = (packed[i] & 0x0F) - 8, high = (packed[i] >> 4) - 8;
+      panel[i] = static_cast<int8_t>(low * multiplier(call, k, i / 4));
+      panel[i + 32] = static_cast<int8_t>(high * multiplier(call, k, 8 + i / 4));
     }
   }
+}
+
+void decode_w8(const DecodeCall& call) {
+  std::memcpy(call.panel, call.packed, static_cast<size_t>(call.k * kPanel));
 }
 
 void wrapping_add(int32_t& acc, int32_t term) {
   acc = static_cast<int32_t>(static_cast<uint32_t>(acc) + static_cast<uint32_t>(term));
 }
 
-void tile_w4(const uint8_t* x, const int8_t* panel, const int16_t* mult, int64_t k, int32_t* acc) {
-  for (int64_t k0 = 0; k0 < k; k0 += 4, x += 4 * kRows, panel += 4 * kPanel) {
-    const int16_t* block_mult = mult + k0 / kBlockK * 2 * kPanel;
-    for (int64_t r = 0; r < kRows; ++r) {
-      const uint8_t* row = x + 4 * r;
-      for (int64_t n = 0; n < kPanel; ++n) {
-        const int8_t* w = panel + 4 * n;
-        const int32_t sum = row[0] * w[0] + row[1] * w[1] + row[2] * w[2] + row[3] * w[3];
-        wrapping_add(acc[r * kPanel + n], sum * block_mult[2 * n]);
+void tile(const TileCall& call) {
+  if (call.row_start != nullptr) {
+    for (int64_t i = 0; i < kRows * kPanel; ++i) call.acc[i] = call.row_start[i / kPanel];
+  }
+  const int8_t* panel = reinterpret_cast<const int8_t*>(call.panel);
+  for (int64_t i = 0; i < call.run_count; ++i) {
+    const Run& run = call.runs[i];
+    for (int64_t step = 0; step < run.steps; ++step) {
+      for (int64_t r = 0; r < kRows; ++r) {
+        const int8_t* x = call.rows[run.tap * kRows + r] + run.channel + step * kStepK;
+        for (int64_t n = 0; n < kPanel; ++n) {
+          const int8_t* w = panel + (step * kPanel + n) * kStepK;
+          wrapping_add(call.acc[r * kPanel + n],
+                       x[0] * w[0] + x[1] * w[1] + x[2] * w[2] + x[3] * w[3]);
+        }
       }
     }
+    panel += run.panel_steps * kPanel * kStepK;
   }
 }
 
-void tile_w8(const int16_t* x, const int8_t* packed, int64_t k, int32_t* acc) {
-  for (int64_t k0 = 0; k0 < k; k0 += 2, x += 2 * kRows, packed += 2 * kPanel) {
-    for (int64_t r = 0; r < kRows; ++r) {
-      for (int64_t n = 0; n < kPanel; ++n) {
-        wrapping_add(acc[r * kPanel + n],
-                     x[2 * r] * packed[2 * n] + x[2 * r + 1] * packed[2 * n + 1]);
-      }
-    }
-  }
+int32_t sum_row(const int8_t* row, int64_t channels) {
+  int32_t sum = 0;
+  for (int64_t c = 0; c < channels; ++c) sum += row[c];
+  return sum;
 }
 
 }  // namespace
 
 const Kernels& scalar_kernels() {
-  static const Kernels kernels{"scalar", pack_u8,       pack_s16,     unpack_w4,      tile_w4,
-                               tile_w8,  finish_scalar, absmax_bits_scalar, quantize_scalar};
+  static const Kernels kernels{"scalar",
+                               kRows,
+                               1,
+                               512,
+                               1,
+                               {0, false, decode_w4, tile},
+                               {0, false, decode_w4, tile},
+                               {0, false, decode_w8, tile},
+                               sum_row,
+                               finish_scalar};
   return kernels;
 }
 

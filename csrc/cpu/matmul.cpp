@@ -1,112 +1,68 @@
-// The loops around the kernels: row blocks, panels of 16 channels, chunks of K.
+// The loops around the kernels: row blocks, panels of channels, chunks of K.
 //
-// A task packs the activations of one row block (all of K, patches of a convolution included: there
-// is no im2col of the whole input) and then walks over panels; a W4 chunk is decoded once into L1
-// and used by every group of 4 rows of the block.
+// A task is a block of rows and some panels. It looks up the pixels that its rows read (a
+// convolution is a product with jumping row pointers: no patch is ever copied), then decodes the
+// weight chunk by chunk and multiplies each chunk with every tile of the block.
 
 #include "matmul.h"
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <memory>
-#include <new>
+#include <cstring>
 
 #include "parallel.h"
+#include "tiling.h"
+#include "workspace.h"
 
 namespace ptq4adm {
 namespace {
 
-constexpr int64_t kPackedBytes = 384 << 10;  // activations of a row block: they stay in L2
-constexpr int64_t kMaxBlockRows = 128;
-constexpr int64_t kTasksPerThread = 3;       // enough that the last task does not decide
-constexpr int64_t kSmallMacs = 1 << 19;      // below this, starting threads costs more than it gains
+constexpr int64_t kSmallMacs = 1 << 19;  // below this, starting threads costs more than it gains
+constexpr int64_t kCopyBytes = 1 << 16;  // of activations, copied by one task
 
-int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
-int64_t round_up(int64_t value, int64_t multiple) { return ceil_div(value, multiple) * multiple; }
-
-struct alignas(64) Multipliers {
-  int16_t value[kChunkK / kBlockK * 2 * kPanel];
+// One K segment, as all tasks see it.
+struct Segment {
+  const int8_t* x;          // NHWC, `channels` a multiple of 4
+  int64_t channels;
+  std::vector<Chunk> chunks;
 };
-
-// How the product is cut into tasks: row blocks times groups of panels.
-struct Tiling {
-  int64_t block_rows, row_blocks, panels, panel_groups;
-
-  Tiling(const Conv2dShape& shape, int64_t row_bytes, int64_t threads) {
-    const int64_t rows = shape.rows();
-    const int64_t fitting = std::clamp(kPackedBytes / row_bytes, 4 * kRows, kMaxBlockRows);
-    row_blocks = ceil_div(rows, fitting / kRows * kRows);
-    if (threads > 1 && row_blocks % threads != 0) {  // equal shares, if blocks stay long enough
-      const int64_t balanced = round_up(row_blocks, threads);
-      if (rows / balanced >= 4 * kRows) row_blocks = balanced;
-    }
-    block_rows = round_up(ceil_div(rows, row_blocks), kRows);
-    row_blocks = ceil_div(rows, block_rows);
-    panels = ceil_div(shape.out_channels, kPanel);
-    const bool is_even = row_blocks % threads == 0;
-    panel_groups = is_even ? 1 : std::min(panels, ceil_div(kTasksPerThread * threads, row_blocks));
-  }
-
-  int64_t tasks() const { return row_blocks * panel_groups; }
-};
-
-// One thread's buffers, cut out of one allocation.
-struct Workspace {
-  uint8_t* packed;      // activations of the row block, kernels.h: x
-  int8_t* panel;        // a decoded chunk
-  Multipliers* mult;
-  int32_t* acc[2];      // [block_rows][16], one a segment
-  float* staging;       // [block_rows][16], floats on their way to int8
-
-  static int64_t bytes(int64_t block_rows, int64_t row_bytes) {
-    return round_up(block_rows * row_bytes, 64) + kChunkK * kPanel +
-           static_cast<int64_t>(sizeof(Multipliers)) + 3 * block_rows * kPanel * 4;
-  }
-
-  Workspace(uint8_t* base, int64_t block_rows, int64_t row_bytes) {
-    packed = base;
-    panel = reinterpret_cast<int8_t*>(packed + round_up(block_rows * row_bytes, 64));
-    mult = reinterpret_cast<Multipliers*>(panel + kChunkK * kPanel);
-    acc[0] = reinterpret_cast<int32_t*>(mult + 1);
-    acc[1] = acc[0] + block_rows * kPanel;
-    staging = reinterpret_cast<float*>(acc[1] + block_rows * kPanel);
-  }
-};
-
-// The calling thread keeps its buffer: fresh pages for every call cost more than small products.
-uint8_t* scratch(int64_t bytes) {
-  struct Buffer {
-    std::unique_ptr<uint8_t, decltype(&std::free)> memory{nullptr, &std::free};
-    int64_t size = 0;
-  };
-  thread_local Buffer buffer;
-  if (buffer.size < bytes) {
-    buffer.memory.reset();
-    buffer.size = 0;
-    buffer.memory.reset(static_cast<uint8_t*>(std::aligned_alloc(64, round_up(bytes, 64))));
-    if (buffer.memory == nullptr) throw std::bad_alloc();
-    buffer.size = bytes;
-  }
-  return buffer.memory.get();
-}
 
 class Matmul {
  public:
-  Matmul(const Kernels& kernels, const Conv2dShape& shape, const MatmulCall& call, int64_t threads)
+  Matmul(const Kernels& kernels, const ActivationKernels& activations, const Conv2dShape& shape,
+         const MatmulCall& call, int64_t threads)
       : kernels_(kernels),
+        activations_(activations),
+        format_(call.bits == 8 ? kernels.w8 : call.w_mult ? kernels.w4_groups : kernels.w4),
         shape_(shape),
         call_(call),
-        row_bytes_(shape.k_padded() * (call.bits == 4 ? 1 : 2)),
-        tiling_(shape, row_bytes_, threads),
-        threads_(threads) {}
+
+        stored_panels_(ceil_div(result_channels(), kPanel)),
+        panel_bytes_(shape.k_padded() * kPanel * call.bits / 8),
+        tiling_(kernels, shape, result_channels(), threads),
+        threads_(threads) {
+    for (int segment = 0; segment < segments(); ++segment) {
+      const int64_t channels = round_up(shape.channels[static_cast<size_t>(segment)], kStepK);
+      segments_[segment] = {call.x_q[segment], channels,
+                            chunks_of(shape, segment, kernels.chunk_k)};
+    }
+  }
 
   bool run() {
-    const int64_t bytes = round_up(Workspace::bytes(tiling_.block_rows, row_bytes_), 64);
-    uint8_t* memory = scratch(bytes * std::min(threads_, tiling_.tasks()));
+    const int64_t workers = std::min(threads_, tiling_.tasks());
+    Arena measured(nullptr);
+    allocate_shared(measured);
+    const int64_t shared_bytes = measured.bytes();
+    workspace(measured);
+    const int64_t worker_bytes = measured.bytes() - shared_bytes;
+    uint8_t* memory = scratch(shared_bytes + workers * worker_bytes);
+    Arena shared(memory);
+    allocate_shared(shared);
+    copy_activations();
+    sum_pixels();
     parallel_for(tiling_.tasks(), threads_, [&](int64_t task, int64_t thread) {
-      const Workspace workspace(memory + thread * bytes, tiling_.block_rows, row_bytes_);
-      run_task(task, workspace);
+      Arena arena(memory + shared_bytes + thread * worker_bytes);
+      run_task(task, workspace(arena));
     });
     return is_finite_;
   }
@@ -114,188 +70,298 @@ class Matmul {
  private:
   int segments() const { return shape_.channels[1] > 0 ? 2 : 1; }
 
+  int64_t result_channels() const { return shape_.out_channels / (call_.is_geglu ? 2 : 1); }
+
+  int64_t pixels() const { return shape_.batch * shape_.height * shape_.width; }
+
+  Workspace workspace(Arena& arena) const {
+    return {arena, kernels_, tiling_.block_rows, shape_.taps(), segments(), call_.is_geglu};
+  }
+
   void run_task(int64_t task, const Workspace& workspace) {
-    // panel groups of one row block follow each other, so their packing reads warm activations
+    // panel groups of one row block follow each other, so their activations are warm
     const int64_t block = task / tiling_.panel_groups, group = task % tiling_.panel_groups;
     const int64_t first_row = block * tiling_.block_rows;
     const int64_t rows = std::min(tiling_.block_rows, shape_.rows() - first_row);
-    pack_rows(first_row, rows, workspace);
+    for (int segment = 0; segment < segments(); ++segment) {
+      find_rows(segment, first_row, rows, workspace);
+    }
     const int64_t begin = tiling_.panels * group / tiling_.panel_groups;
     const int64_t end = tiling_.panels * (group + 1) / tiling_.panel_groups;
     for (int64_t panel = begin; panel < end; ++panel) {
-      accumulate(panel, rows, workspace);
-      write(panel, first_row, rows, workspace);
+      const int64_t first = panel * kernels_.panels;
+      const int64_t panels = std::min(kernels_.panels, stored_panels_ - first);
+      if (call_.is_geglu) {
+        multiply_panel({first, panels, Part::kValue}, first_row, rows, workspace);
+        multiply_panel({first, panels, Part::kGate}, first_row, rows, workspace);
+      } else {
+        multiply_panel({first, panels, Part::kWhole}, first_row, rows, workspace);
+      }
     }
   }
 
   // --- activations ------------------------------------------------------------------------------
 
-  struct Pixel {
-    int64_t sample, row, column;  // top left of the receptive field, in the enlarged input
+  bool needs_copy(int segment) const {
+    const int64_t channels = shape_.channels[static_cast<size_t>(segment)];
+    return format_.is_activation_offset || channels % kStepK != 0;
+  }
+
+  void allocate_shared(Arena& arena) {
+    zeros_ = arena.take<int8_t>(std::max(segments_[0].channels, segments_[1].channels));
+    for (int segment = 0; segment < segments(); ++segment) {
+      copies_[segment] = needs_copy(segment)
+                             ? arena.take<int8_t>(pixels() * segments_[segment].channels)
+                             : nullptr;
+      const bool needs_sums = format_.weight_offset != 0 && shape_.taps() > 1;
+      pixel_sums_[segment] = needs_sums ? arena.take<int32_t>(pixels()) : nullptr;
+    }
+  }
+
+  // The kernels read activations where they lie, unless rows do not split into steps of 4 channels
+  // or the activation is the unsigned side.
+  void copy_activations() {
+    const int flip = format_.is_activation_offset ? kActivationOffset : 0;
+    std::memset(zeros_, flip, static_cast<size_t>(std::max(segments_[0].channels,
+                                                           segments_[1].channels)));
+    for (int segment = 0; segment < segments(); ++segment) {
+      if (!needs_copy(segment)) continue;
+      const int64_t channels = shape_.channels[static_cast<size_t>(segment)];
+      const int64_t padded = segments_[segment].channels;
+      const int64_t per_task = std::max<int64_t>(1, kCopyBytes / padded);
+      parallel_for(ceil_div(pixels(), per_task), threads_, [&](int64_t task, int64_t) {
+        for (int64_t i = task * per_task; i < std::min(pixels(), (task + 1) * per_task); ++i) {
+          const int8_t* from = call_.x_q[segment] + i * channels;
+          int8_t* to = copies_[segment] + i * padded;
+          for (int64_t c = 0; c < channels; ++c) to[c] = static_cast<int8_t>(from[c] ^ flip);
+          std::memset(to + channels, 0, static_cast<size_t>(padded - channels));
+        }
+      });
+      segments_[segment].x = copies_[segment];
+    }
+  }
+
+  // Sums over the channels of every pixel, which a convolution needs once for each tap.
+  void sum_pixels() {
+    for (int index = 0; index < segments(); ++index) {
+      if (pixel_sums_[index] == nullptr) continue;
+      const Segment& segment = segments_[index];
+      const int64_t per_task = std::max<int64_t>(1, kCopyBytes / segment.channels);
+      parallel_for(ceil_div(pixels(), per_task), threads_, [&](int64_t task, int64_t) {
+        for (int64_t i = task * per_task; i < std::min(pixels(), (task + 1) * per_task); ++i) {
+          pixel_sums_[index][i] =
+              kernels_.sum_row(segment.x + i * segment.channels, segment.channels);
+        }
+      });
+    }
+  }
+
+  // An output position. Stepping to the next one needs no division.
+  struct Position {
+    int64_t sample, row, column;
   };
 
-  Pixel pixel(int64_t m) const {
-    const int64_t pixels = shape_.out_size[0] * shape_.out_size[1];
-    const int64_t within = m % pixels;
-    return {m / pixels, within / shape_.out_size[1] * shape_.stride[0] - shape_.padding[0],
-            within % shape_.out_size[1] * shape_.stride[1] - shape_.padding[1]};
+  Position position(int64_t m) const {
+    const int64_t line = m / shape_.out_size[1];
+    return {line / shape_.out_size[0], line % shape_.out_size[0], m % shape_.out_size[1]};
   }
 
-  // The channels that a kernel tap reads, or null in the zero padding.
-  const int8_t* source(int segment, const Pixel& pixel, int64_t tap) const {
-    const int64_t row = pixel.row + tap / shape_.kernel_size[1] * shape_.dilation[0];
-    const int64_t column = pixel.column + tap % shape_.kernel_size[1] * shape_.dilation[1];
-    if (row < 0 || row >= shape_.upsample[0] || column < 0 || column >= shape_.upsample[1]) {
-      return nullptr;
-    }
-    const int64_t line = pixel.sample * shape_.height + shape_.source_row[row];
-    const int64_t index = line * shape_.width + shape_.source_column[column];
-    return call_.x_q[segment] + index * shape_.channels[segment];
+  void advance(Position& at) const {
+    if (++at.column < shape_.out_size[1]) return;
+    at.column = 0;
+    if (++at.row < shape_.out_size[0]) return;
+    at.row = 0;
+    ++at.sample;
   }
 
-  void pack_rows(int64_t first_row, int64_t rows, const Workspace& workspace) const {
-    uint8_t* x = workspace.packed;
-    for (int64_t r0 = 0; r0 < rows; r0 += kRows) {
-      const int64_t valid = std::min(kRows, rows - r0);
-      Pixel pixels[kRows];
-      for (int64_t r = 0; r < valid; ++r) pixels[r] = pixel(first_row + r0 + r);
-      for (int segment = 0; segment < segments(); ++segment) {
-        const int64_t channels_padded = shape_.channels_padded(segment);
-        for (int64_t tap = 0; tap < shape_.taps(); ++tap) {
-          const int8_t* sources[kRows] = {};  // rows past the end read as zeros
-          for (int64_t r = 0; r < valid; ++r) sources[r] = source(segment, pixels[r], tap);
-          if (call_.bits == 4) {
-            kernels_.pack_u8(sources, shape_.channels[segment], channels_padded, x);
-            x += kRows * channels_padded;
-          } else {
-            kernels_.pack_s16(sources, shape_.channels[segment], channels_padded,
-                              reinterpret_cast<int16_t*>(x));
-            x += 2 * kRows * channels_padded;
-          }
-        }
+  // Calls visit(tap, pixel in memory, or -1 in the zero padding) for every kernel tap.
+  template <typename Visit>
+  void for_each_tap(const Position& at, const Visit& visit) const {
+    const int64_t top = at.row * shape_.stride[0] - shape_.padding[0];
+    const int64_t left = at.column * shape_.stride[1] - shape_.padding[1];
+    int64_t tap = 0;
+    for (int64_t i = 0; i < shape_.kernel_size[0]; ++i) {
+      const int64_t row = top + i * shape_.dilation[0];
+      const bool is_inside = row >= 0 && row < shape_.upsample[0];
+      const int64_t line =
+          is_inside ? (at.sample * shape_.height + shape_.source_row[row]) * shape_.width : 0;
+      for (int64_t j = 0; j < shape_.kernel_size[1]; ++j, ++tap) {
+        const int64_t column = left + j * shape_.dilation[1];
+        const bool is_real = is_inside && column >= 0 && column < shape_.upsample[1];
+        visit(tap, is_real ? line + shape_.source_column[column] : int64_t{-1});
       }
+    }
+  }
+
+  // Fills the row pointers of a block and what its accumulators start from.
+  void find_rows(int index, int64_t first_row, int64_t rows, const Workspace& workspace) const {
+    const Segment& segment = segments_[index];
+    const int64_t taps = shape_.taps(), tile_rows = kernels_.rows;
+    const int32_t* pixel_sums = pixel_sums_[index];
+    Position at = position(first_row);
+    for (int64_t r = 0; r < round_up(rows, tile_rows); ++r) {
+      const int8_t** out = workspace.rows[index] + r / tile_rows * taps * tile_rows + r % tile_rows;
+      if (r >= rows) {  // rows past the end fill the last tile
+        for (int64_t tap = 0; tap < taps; ++tap) out[tap * tile_rows] = zeros_;
+        workspace.row_start[index][r] = 0;
+        continue;
+      }
+      uint32_t sum = 0;
+      for_each_tap(at, [&](int64_t tap, int64_t pixel) {
+        out[tap * tile_rows] = pixel < 0 ? zeros_ : segment.x + pixel * segment.channels;
+        if (pixel_sums != nullptr && pixel >= 0) sum += static_cast<uint32_t>(pixel_sums[pixel]);
+      });
+      if (format_.weight_offset != 0 && pixel_sums == nullptr && out[0] != zeros_) {
+        sum = static_cast<uint32_t>(kernels_.sum_row(out[0], segment.channels));
+      }
+      const uint32_t start = 0u - static_cast<uint32_t>(format_.weight_offset) * sum;
+      workspace.row_start[index][r] = static_cast<int32_t>(start);
+      advance(at);
     }
   }
 
   // --- accumulation -----------------------------------------------------------------------------
 
-  void accumulate(int64_t panel, int64_t rows, const Workspace& workspace) const {
-    int64_t first_k = 0;
-    for (int segment = 0; segment < segments(); ++segment) {
-      int32_t* acc = workspace.acc[segment];
-      std::fill_n(acc, round_up(rows, kRows) * kPanel, 0);
-      alignas(64) int32_t weight_sum[kPanel] = {};
-      const int64_t end_k = first_k + shape_.k_padded(segment);
-      for (int64_t k0 = first_k; k0 < end_k; k0 += kChunkK) {
-        const int64_t k = std::min(kChunkK, end_k - k0);
-        if (call_.bits == 4) {
-          accumulate_w4(panel, rows, k0, k, workspace, acc, weight_sum);
-        } else {
-          accumulate_w8(panel, rows, k0, k, workspace, acc);
+  // Half of a gated pair: the values wait in the workspace until their gates are there.
+  enum class Part { kWhole, kValue, kGate };
+
+  struct Panel {
+    int64_t first, panels;  // stored panels of the result's channels
+    Part part;
+
+    int64_t width() const { return panels * kPanel; }
+  };
+
+  int64_t first_weight(const Panel& panel) const {
+    return panel.first + (panel.part == Part::kGate ? stored_panels_ : 0);
+  }
+
+  void multiply_panel(const Panel& panel, int64_t first_row, int64_t rows,
+                      const Workspace& workspace) {
+    for (int index = 0; index < segments(); ++index) {
+      const std::vector<Chunk>& chunks = segments_[index].chunks;
+      for (size_t i = 0; i < chunks.size(); ++i) {
+        decode(chunks[i], first_weight(panel), panel.panels, workspace);
+        const bool is_last = index + 1 == segments() && i + 1 == chunks.size();
+        for (int64_t r = 0; r < rows; r += kernels_.rows) {
+          multiply_tile(index, chunks[i], i == 0, r, panel.panels, workspace);
+          if (is_last) write(panel, first_row, r, std::min(kernels_.rows, rows - r), workspace);
         }
       }
-      if (call_.bits == 4) remove_offset(acc, rows, weight_sum);
-      first_k = end_k;
     }
   }
 
-  void accumulate_w4(int64_t panel, int64_t rows, int64_t k0, int64_t k,
-                     const Workspace& workspace, int32_t* acc, int32_t* weight_sum) const {
-    const int16_t* mult = multipliers(panel, k0, k, workspace);
-    const uint8_t* packed = static_cast<const uint8_t*>(call_.qweight) +
-                            (panel * shape_.k_padded() + k0) * (kPanel / 2);
-    kernels_.unpack_w4(packed, mult, k, workspace.panel, weight_sum);
-    for (int64_t r = 0; r < rows; r += kRows) {
-      const uint8_t* x = workspace.packed + r * row_bytes_ + kRows * k0;
-      kernels_.tile_w4(x, workspace.panel, mult, k, acc + r * kPanel);
+  void decode(const Chunk& chunk, int64_t first_stored, int64_t panels,
+              const Workspace& workspace) const {
+    DecodeCall decode{};
+    decode.packed = static_cast<const uint8_t*>(call_.qweight) + first_stored * panel_bytes_ +
+                    chunk.first_k * kPanel * call_.bits / 8;
+    decode.packed_stride = panel_bytes_;
+    decode.panels = panels;
+    decode.k = chunk.k;
+    if (call_.w_mult != nullptr) {
+      load_multipliers(chunk, first_stored, panels, workspace.mult);
+      decode.mult = workspace.mult;
     }
+    decode.panel = workspace.panel;
+    decode.channel_start = workspace.channel_start;
+    format_.decode(decode);
   }
 
-  void accumulate_w8(int64_t panel, int64_t rows, int64_t k0, int64_t k,
-                     const Workspace& workspace, int32_t* acc) const {
-    const int8_t* packed =
-        static_cast<const int8_t*>(call_.qweight) + (panel * shape_.k_padded() + k0) * kPanel;
-    for (int64_t r = 0; r < rows; r += kRows) {
-      const uint8_t* x = workspace.packed + r * row_bytes_ + 2 * kRows * k0;
-      kernels_.tile_w8(reinterpret_cast<const int16_t*>(x), packed, k, acc + r * kPanel);
-    }
-  }
-
-  const int16_t* multipliers(int64_t panel, int64_t k0, int64_t k,
-                             const Workspace& workspace) const {
-    static const Multipliers ones = [] {
-      Multipliers all{};
-      for (int16_t& value : all.value) value = 1;
-      return all;
-    }();
-    if (call_.w_mult == nullptr) return ones.value;
+  void load_multipliers(const Chunk& chunk, int64_t first_stored, int64_t panels,
+                        int16_t* mult) const {
     const int64_t blocks = shape_.k_padded() / kBlockK;
-    for (int64_t block = 0; block < k / kBlockK; ++block) {
-      for (int64_t n = 0; n < kPanel; ++n) {
-        const int64_t channel = panel * kPanel + n;  // weights of channels past N are zero
-        const bool is_real = channel < shape_.out_channels;
-        const int16_t value =
-            is_real ? call_.w_mult[channel * blocks + k0 / kBlockK + block] : int16_t{1};
-        workspace.mult->value[(block * kPanel + n) * 2] = value;
-        workspace.mult->value[(block * kPanel + n) * 2 + 1] = value;
+    for (int64_t block = 0; block < chunk.k / kBlockK; ++block) {
+      for (int64_t n = 0; n < panels * kPanel; ++n, mult += 2) {
+        const int64_t channel = first_stored * kPanel + n;  // weights of channels past N are zero
+        const int64_t at = channel * blocks + chunk.first_k / kBlockK + block;
+        mult[0] = mult[1] = channel < shape_.out_channels ? call_.w_mult[at] : int16_t{1};
       }
     }
-    return workspace.mult->value;
   }
 
-  // Activations entered as x + 128: takes 128 * sum(w) off again, modulo 2^32.
-  static void remove_offset(int32_t* acc, int64_t rows, const int32_t* weight_sum) {
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t n = 0; n < kPanel; ++n) {
-        const uint32_t offset = static_cast<uint32_t>(weight_sum[n]) * kActivationOffset;
-        int32_t& value = acc[r * kPanel + n];
-        value = static_cast<int32_t>(static_cast<uint32_t>(value) - offset);
-      }
-    }
+  void multiply_tile(int index, const Chunk& chunk, bool is_first, int64_t r, int64_t panels,
+                     const Workspace& workspace) const {
+    TileCall tile{};
+    tile.rows = workspace.rows[index] + r * shape_.taps();
+    tile.runs = chunk.runs.data();
+    tile.run_count = static_cast<int64_t>(chunk.runs.size());
+    tile.panel = workspace.panel;
+    tile.mult = workspace.mult;
+    tile.panels = panels;
+    tile.row_start = is_first ? workspace.row_start[index] + r : nullptr;
+    tile.channel_start = format_.is_activation_offset ? workspace.channel_start : nullptr;
+    tile.acc = workspace.acc[index] + r * panels * kPanel;
+    format_.tile(tile);
   }
 
   // --- output -----------------------------------------------------------------------------------
 
-  void write(int64_t panel, int64_t first_row, int64_t rows, const Workspace& workspace) {
-    const int64_t N = shape_.out_channels, first_column = panel * kPanel;
-    const int64_t columns = std::min(kPanel, N - first_column);
-    const int64_t offset = first_row * N + first_column;
+  // Rows r .. r + rows of the block.
+  void write(const Panel& panel, int64_t first_row, int64_t r, int64_t rows,
+             const Workspace& workspace) {
     if (call_.output == Output::kInt32) {
-      for (int segment = 0; segment < segments(); ++segment) {
-        int32_t* out = static_cast<int32_t*>(call_.out[segment]) + offset;
-        for (int64_t r = 0; r < rows; ++r) {
-          std::copy_n(workspace.acc[segment] + r * kPanel, columns, out + r * N);
-        }
-      }
+      write_accumulators(panel, first_row + r, r, rows, workspace);
       return;
     }
-    const TileEpilogue tile = epilogue(first_row, first_column, rows, columns, workspace);
-    if (call_.output == Output::kFloat32) {
+    const int64_t N = result_channels(), width = panel.width(), column = panel.first * kPanel;
+    const int64_t offset = (first_row + r) * N + column;
+    TileEpilogue tile = epilogue(first_row + r, first_weight(panel) * kPanel);
+    tile.acc = workspace.acc[0] + r * width;
+    tile.acc2 = segments() == 2 ? workspace.acc[1] + r * width : nullptr;
+    tile.acc_stride = width;
+    tile.rows = rows;
+    tile.columns = std::min(width, N - column);
+    if (panel.part == Part::kValue) {
+      kernels_.finish(tile, workspace.values + r * width, width);
+    } else if (panel.part == Part::kWhole && call_.output == Output::kFloat32) {
       kernels_.finish(tile, static_cast<float*>(call_.out[0]) + offset, N);
-      return;
-    }
-    kernels_.finish(tile, workspace.staging, kPanel);
-    const float inverse_scale = 1.0f / *call_.out_scale;
-    int8_t* out = static_cast<int8_t*>(call_.out[0]) + offset;
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* y = workspace.staging + r * kPanel;
-      const uint32_t largest = kernels_.quantize(y, columns, inverse_scale, out + r * N);
-      if (largest >= kInfinityBits) is_finite_ = false;
+    } else {
+      kernels_.finish(tile, workspace.staging, width);
+      for (int64_t i = 0; i < rows; ++i) {
+        const float* value = workspace.values + (r + i) * width;
+        write_row(panel.part, value, workspace.staging + i * width, tile.columns, offset + i * N);
+      }
     }
   }
 
-  TileEpilogue epilogue(int64_t first_row, int64_t first_column, int64_t rows, int64_t columns,
-                        const Workspace& workspace) const {
+  // Gates and quantizes one row of a tile; both work in place.
+  void write_row(Part part, const float* value, float* y, int64_t columns, int64_t offset) {
+    const bool is_float = call_.output == Output::kFloat32;
+    uint32_t largest = 0;
+    if (part == Part::kGate) {
+      float* gated = is_float ? static_cast<float*>(call_.out[0]) + offset : y;
+      largest = activations_.geglu(value, y, columns, gated);
+    }
+    if (!is_float) {
+      int8_t* out = static_cast<int8_t*>(call_.out[0]) + offset;
+      largest = std::max(largest,
+                         activations_.quantize(y, columns, 1.0f / *call_.out_scale, out));
+      if (largest >= kActivationInfinity) is_finite_ = false;
+    }
+  }
+
+  void write_accumulators(const Panel& panel, int64_t first_row, int64_t r, int64_t rows,
+                          const Workspace& workspace) const {
+    const int64_t N = shape_.out_channels, column = panel.first * kPanel;
+    const int64_t columns = std::min(panel.width(), N - column);
+    for (int segment = 0; segment < segments(); ++segment) {
+      int32_t* out = static_cast<int32_t*>(call_.out[segment]) + first_row * N + column;
+      for (int64_t i = 0; i < rows; ++i) {
+        std::copy_n(workspace.acc[segment] + (r + i) * panel.width(), columns, out + i * N);
+      }
+    }
+  }
+
+  TileEpilogue epilogue(int64_t first_row, int64_t first_column) const {
     const int64_t N = shape_.out_channels;
     const auto row_scale = [&](int segment) {
       return call_.x_scale[segment] + (call_.is_x_scale_per_row[segment] ? first_row : 0);
     };
     TileEpilogue tile{};
-    tile.acc = workspace.acc[0];
     tile.x_scale = row_scale(0);
     tile.x_scale_stride = call_.is_x_scale_per_row[0] ? 1 : 0;
     if (segments() == 2) {
-      tile.acc2 = workspace.acc[1];
       tile.x2_scale = row_scale(1);
       tile.x2_scale_stride = call_.is_x_scale_per_row[1] ? 1 : 0;
     }
@@ -308,17 +374,22 @@ class Matmul {
     if (call_.residual != nullptr) tile.residual = call_.residual + first_row * N + first_column;
     tile.first_row = first_row;
     tile.stride = N;
-    tile.rows = rows;
-    tile.columns = columns;
     return tile;
   }
 
   const Kernels& kernels_;
+  const ActivationKernels& activations_;
+  const Format& format_;
   const Conv2dShape& shape_;
   const MatmulCall& call_;
-  const int64_t row_bytes_;  // packed activations of one row
+  const int64_t stored_panels_;  // panels of 16 that hold N
+  const int64_t panel_bytes_;    // of one stored panel
   const Tiling tiling_;
   const int64_t threads_;
+  Segment segments_[2] = {};
+  int8_t* zeros_ = nullptr;      // what padding reads
+  int8_t* copies_[2] = {};
+  int32_t* pixel_sums_[2] = {};  // convolutions with an offset weight
   std::atomic<bool> is_finite_{true};
 };
 
@@ -351,12 +422,13 @@ int64_t Conv2dShape::channels_padded(int segment) const {
   return round_up(channels[static_cast<size_t>(segment)], kBlockK);
 }
 
-bool matmul(const Kernels& kernels, const Conv2dShape& shape, const MatmulCall& call,
-            int64_t threads) {
+bool matmul(const Kernels& kernels, const ActivationKernels& activations, const Conv2dShape& shape,
+            const MatmulCall& call, int64_t threads) {
   const int64_t rows = shape.rows();
   if (rows == 0 || shape.out_channels == 0) return true;
   const bool is_small = rows * shape.out_channels * shape.k_padded() < kSmallMacs;
-  return Matmul(kernels, shape, call, is_small ? 1 : std::max<int64_t>(1, threads)).run();
+  threads = is_small ? 1 : std::max<int64_t>(1, threads);
+  return Matmul(kernels, activations, shape, call, threads).run();
 }
 
 }  // namespace ptq4adm

@@ -2,6 +2,7 @@
 //
 //   acc[m, n] = sum_k x_q[m, k] * w_q[n, k]                                    exact int32
 //   y[m, n]   = (acc1 * x_scale1 [+ acc2 * x_scale2]) * w_scale[n] + bias[n] (+ temb) (+ residual)
+//   optionally y[m, n] * gelu(y[m, n + N / 2]), optionally quantized with a static scale
 //
 // A linear layer is a 1 x 1 convolution over M images of one pixel. K order, its
 // padding to multiples of 64 and the two segments: ptq4adm/packing/layout.py.
@@ -11,6 +12,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "activation_kernels.h"
 #include "kernels.h"
 
 namespace ptq4adm {
@@ -51,13 +53,15 @@ struct MatmulCall {
   const float* temb;            // [temb_rows, N], or null
   int64_t temb_rows;
   const float* residual;        // [M, N], or null
+  bool is_geglu;                // result [M, N / 2]: first half * gelu(second half); N / 2 in
+                                // multiples of 16
   const float* out_scale;       // one float, for kInt8
   void* out[2];                 // [M, N]; kInt32 writes one a segment, the others only the first
   Output output;
 };
 
 // Returns false if an int8 output met NaN or infinity (the output is then garbage).
-bool matmul(const Kernels& kernels, const Conv2dShape& shape, const MatmulCall& call,
-            int64_t threads);
+bool matmul(const Kernels& kernels, const ActivationKernels& activations, const Conv2dShape& shape,
+            const MatmulCall& call, int64_t threads);
 
 }  // namespace ptq4adm

@@ -56,8 +56,21 @@ def append_rows(path: Path, rows: Sequence[Row]) -> None:
         OutputError: if the file cannot be written.
     """
     old = read_rows(path) if path.exists() else []
+    write_rows(path, [*old, *rows])
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write a CSV file, atomically; its columns are those of all rows.
+
+    Args:
+        path: the file; made with its folder when missing, replaced when there.
+        rows: one mapping a line; columns a row lacks stay empty.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
     columns: list[str] = []
-    for row in [*old, *rows]:
+    for row in rows:
         columns.extend(name for name in row if name not in columns)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -65,7 +78,7 @@ def append_rows(path: Path, rows: Sequence[Row]) -> None:
         with temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
             writer.writeheader()
-            writer.writerows([*old, *rows])
+            writer.writerows(rows)
         temporary.replace(path)
     except OSError as error:
         raise OutputError(

@@ -10,7 +10,9 @@ from typing import Any
 from ptq4adm.errors import MissingComponentError, UnsupportedModelError
 from ptq4adm.models.audioldm import AudioLDMAdapter, real_unet
 from ptq4adm.models.components import COMPONENTS, INDEX_FILE, save_components
+from ptq4adm.models.make_an_audio import make_an_audio_unet
 from ptq4adm.models.pipeline import TextToAudioPipeline
+from ptq4adm.models.tango import tango_unet
 from ptq4adm.models.unet2d import UNet2DAdapter
 from ptq4adm.protocols import DenoiserAdapter
 
@@ -19,9 +21,11 @@ __all__ = [
     "TextToAudioPipeline",
     "UNet2DAdapter",
     "find_adapter",
+    "make_an_audio_unet",
     "real_unet",
     "save_components",
     "shipped_pipeline_path",
+    "tango_unet",
 ]
 
 _SHIPPED = "audioldm-tiny"

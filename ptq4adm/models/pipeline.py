@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from ptq4adm.models.components import (
     read_json,
     save_components,
 )
+from ptq4adm.nn.hoist import can_prepare, prepared
 from ptq4adm.protocols import SamplingDefaults, StepCallback
 
 logger = logging.getLogger(__name__)
@@ -221,20 +223,21 @@ class TextToAudioPipeline:
             )
         self.scheduler.set_timesteps(steps, device=device)
         latents = latents.to(conditions) * self.scheduler.init_noise_sigma
-        for i, t in enumerate(self.scheduler.timesteps):
-            doubled = torch.cat([latents, latents]) if is_guided else latents
-            prediction = self.unet(
-                self.scheduler.scale_model_input(doubled, t),
-                t,
-                encoder_hidden_states=None,
-                class_labels=conditions,
-            ).sample
-            if is_guided:
-                unconditional, conditional = prediction.chunk(2)
-                prediction = unconditional + guidance * (conditional - unconditional)
-            latents = self.scheduler.step(prediction, t, latents).prev_sample
-            if callback is not None:
-                callback(i, int(t), latents)
+        with self._constants(conditions):
+            for i, t in enumerate(self.scheduler.timesteps):
+                doubled = torch.cat([latents, latents]) if is_guided else latents
+                prediction = self.unet(
+                    self.scheduler.scale_model_input(doubled, t),
+                    t,
+                    encoder_hidden_states=None,
+                    class_labels=conditions,
+                ).sample
+                if is_guided:
+                    unconditional, conditional = prediction.chunk(2)
+                    prediction = unconditional + guidance * (conditional - unconditional)
+                latents = self.scheduler.step(prediction, t, latents).prev_sample
+                if callback is not None:
+                    callback(i, int(t), latents)
         if not bool(torch.isfinite(latents).all()):
             raise NonFiniteError(
                 f"latents after {steps} steps hold NaN or infinity: the UNet's weights or the "
@@ -282,6 +285,13 @@ class TextToAudioPipeline:
     def save_components(self, folder: str | Path, *, skip: Sequence[str] = ()) -> None:
         """Write every component but `skip`, and the index."""
         save_components(self, Path(folder), skip=skip)
+
+    def _constants(self, conditions: Tensor) -> AbstractContextManager[None]:
+        """Projections of the timesteps and of the conditions, computed before the loop."""
+        if can_prepare(self.unet):
+            return prepared(self.unet, self.scheduler.timesteps, class_labels=conditions)
+        logger.info("%s: every step computes its own projections", type(self.unet).__name__)
+        return nullcontext()
 
     @torch.no_grad()
     def _encode(self, texts: list[str]) -> Tensor:

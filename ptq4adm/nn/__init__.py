@@ -1,13 +1,16 @@
-"""Drop-in modules: quantized linears and convolutions, and the layers that stay beside them."""
+"""Drop-in modules: quantized linears and convolutions, what stays beside them, fused blocks."""
 
 from ptq4adm.nn.base import QuantizedLayer, StorageLayer, resident_bytes
 from ptq4adm.nn.conv import W4A8Conv2d, W8A8Conv2d
+from ptq4adm.nn.fuse import FusionReport, fuse_blocks, fusion_report, unfuse_blocks
 from ptq4adm.nn.half import HalfConv2d, HalfLinear
+from ptq4adm.nn.hoist import prepared
 from ptq4adm.nn.linear import W4A8Linear, W8A8Linear
 from ptq4adm.nn.timestep import StepIndex, attach_step_hook, find_step
 from ptq4adm.nn.weight_only import W8Linear
 
 __all__ = [
+    "FusionReport",
     "HalfConv2d",
     "HalfLinear",
     "QuantizedLayer",
@@ -20,5 +23,9 @@ __all__ = [
     "W8Linear",
     "attach_step_hook",
     "find_step",
+    "fuse_blocks",
+    "fusion_report",
+    "prepared",
     "resident_bytes",
+    "unfuse_blocks",
 ]

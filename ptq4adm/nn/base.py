@@ -126,6 +126,7 @@ class QuantizedLayer(StorageLayer):
         self.requested_backend = options.backend
         self.backend = ops.resolve_backend(options.backend, options.device)
         self.step = options.step
+        self._compared: dict[int, tuple[Tensor, Tensor, bool]] = {}
         device = options.device
         shape = packed_shape(self.bits, out_features, layout.k_padded, self.backend)
         dtype = torch.uint8 if self.bits == 4 else torch.int8
@@ -228,11 +229,50 @@ class QuantizedLayer(StorageLayer):
 
     def quantize_input(self, x: Tensor, segment: int, granularity: str) -> tuple[Tensor, Tensor]:
         """Quantize one segment of the input: int8 of its shape, and its float32 scale."""
-        x = x.contiguous()
-        if self.x_scale is None:
-            return ops.quantize_int8(x, granularity=granularity, backend=self.backend)
-        step = self.step.index if self.step is not None and self.buckets > 1 else None
-        return ops.quantize_int8(x, x_scale=self.x_scale[segment], step=step, backend=self.backend)
+        x_scale, step = self.static_scale(segment)
+        return ops.quantize_int8(
+            x.contiguous(),
+            x_scale=x_scale,
+            step=step,
+            granularity=granularity,
+            backend=self.backend,
+        )
+
+    def weight_tensors(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """`qweight`, `w_scale`, `w_mult` and `bias`, four times faster than by attribute."""
+        buffers = self._buffers
+        qweight, w_scale = buffers["qweight"], buffers["w_scale"]
+        assert qweight is not None
+        assert w_scale is not None
+        return qweight, w_scale, buffers["w_mult"], buffers["bias"]
+
+    def static_scale(self, segment: int = 0) -> tuple[Tensor | None, Tensor | None]:
+        """Scale table float32 [buckets] of one segment and the row in use, as the operators ask.
+
+        Returns:
+            (table, step) with `step` None for a table of one row; (None, None) if dynamic.
+        """
+        x_scale = self._buffers["x_scale"]
+        if x_scale is None:
+            return None, None
+        has_rows = x_scale.shape[1] > 1 and self.step is not None
+        return x_scale[segment], self.step.index if has_rows and self.step is not None else None
+
+    def quantizes_like(self, other: QuantizedLayer) -> bool:
+        """Whether this layer and another turn one input into the same int8 with the same scale.
+
+        The tables are compared when one of them is another tensor than the last time.
+        """
+        own, theirs = self._buffers["x_scale"], other._buffers["x_scale"]
+        if self.backend != other.backend or len(self.layout.segments) != 1:
+            return False
+        if own is None or theirs is None:
+            return own is None and theirs is None
+        compared = self._compared.get(id(other))
+        if compared is None or compared[0] is not own or compared[1] is not theirs:
+            is_equal = self.step is other.step and not own.is_meta and torch.equal(own, theirs)
+            self._compared[id(other)] = compared = (own, theirs, is_equal)
+        return compared[2]
 
     def check_input(self, x: Tensor, channel_dim: int) -> None:
         """Check dtype and channels of an input.

@@ -205,31 +205,66 @@ class QuantizedConv2d(QuantizedLayer):
             )
         self.check_input(x, 1)
         nhwc = x.permute(0, 2, 3, 1)
-        parts = [
-            self.quantize_input(part, i, "tensor")
-            for i, part in enumerate(nhwc.split(self.layout.segments, dim=3))
-        ]
+        if len(self.layout.segments) == 1:
+            y = self.convolve(*self.quantize_input(nhwc, 0, "tensor"), out_dtype=x.dtype)
+        else:
+            first, second = (
+                self.quantize_input(part, i, "tensor")
+                for i, part in enumerate(nhwc.split(self.layout.segments, dim=3))
+            )
+            y = self.convolve(*first, second=second, out_dtype=x.dtype)
+        return y.permute(0, 3, 1, 2)
+
+    def convolve(
+        self,
+        x_q: Tensor,
+        x_scale: Tensor,
+        *,
+        out_dtype: torch.dtype,
+        second: tuple[Tensor, Tensor] | None = None,
+        temb: Tensor | None = None,
+        residual: Tensor | None = None,
+        upsample: Pair | None = None,
+    ) -> Tensor:
+        """Convolve an input that is quantized already.
+
+        Args:
+            x_q: int8 NHWC [B, H, W, C], or the first segment's channels.
+            x_scale: float32 [].
+            out_dtype: float32, float16 or bfloat16.
+            second: the same two of the second segment.
+            temb: float [B, N] or [1, N], added to every pixel of a sample.
+            residual: float NHWC [B, Ho, Wo, N], added in float32.
+            upsample: size (H', W') to which the input is enlarged, nearest, before the convolution.
+
+        Returns:
+            NHWC [B, Ho, Wo, N] with bias.
+        """
+        qweight, w_scale, w_mult, bias = self.weight_tensors()
         keywords: Conv2dKeywords = {
             "stride": self.stride,
             "padding": self.padding,
             "dilation": self.dilation,
-            "bias": self.bias,
-            "out_dtype": x.dtype,
+            "bias": bias,
+            "temb": temb,
+            "residual": residual,
+            "upsample": upsample,
+            "out_dtype": out_dtype,
         }
-        if len(parts) == 2:
-            keywords["x2_q"], keywords["x2_scale"] = parts[1]
-        if self.w_mult is not None:
-            keywords["w_mult"] = self.w_mult
-        y = ops.conv2d(
-            *parts[0],
-            self.qweight,
-            self.w_scale,
+        if second is not None:
+            keywords["x2_q"], keywords["x2_scale"] = second
+        if w_mult is not None:
+            keywords["w_mult"] = w_mult
+        return ops.conv2d(
+            x_q,
+            x_scale,
+            qweight,
+            w_scale,
             bits=self.bits,
             kernel_size=self.kernel_size,
             backend=self.backend,
             **keywords,
         )
-        return y.permute(0, 3, 1, 2)
 
     def extra_repr(self) -> str:
         """Shape, bits, activation mode and backend."""

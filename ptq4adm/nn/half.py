@@ -122,7 +122,8 @@ class HalfConv2d(StorageLayer):
         return self.shape.float_layer(self.weight.to(torch.float32), bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, N, H', W']."""
+        """[B, C, H, W] to [B, N, H', W'] in channels_last memory, as the packed layers give."""
+        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
         bias = None if self.bias is None else self.bias.to(x.dtype)
         s = self.shape
         return functional.conv2d(

@@ -103,24 +103,54 @@ class QuantizedLinear(QuantizedLayer):
         """[..., K] to [..., N]."""
         self.check_input(x, -1)
         rows = x.reshape(-1, self.in_features)
-        parts = [
-            self.quantize_input(part, i, "row")
-            for i, part in enumerate(rows.split(self.layout.segments, dim=1))
-        ]
-        keywords: LinearKeywords = {"bias": self.bias, "out_dtype": x.dtype}
-        if len(parts) == 2:
-            keywords["x2_q"], keywords["x2_scale"] = parts[1]
-        if self.w_mult is not None:
-            keywords["w_mult"] = self.w_mult
-        y = ops.linear(
-            *parts[0],
-            self.qweight,
-            self.w_scale,
+        if len(self.layout.segments) == 1:
+            y = self.matmul(*self.quantize_input(rows, 0, "row"), out_dtype=x.dtype)
+        else:
+            first, second = (
+                self.quantize_input(part, i, "row")
+                for i, part in enumerate(rows.split(self.layout.segments, dim=1))
+            )
+            y = self.matmul(*first, second=second, out_dtype=x.dtype)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def matmul(
+        self,
+        x_q: Tensor,
+        x_scale: Tensor,
+        *,
+        out_dtype: torch.dtype,
+        second: tuple[Tensor, Tensor] | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Multiply an input that is quantized already.
+
+        Args:
+            x_q: int8 [M, K], or the first segment's columns.
+            x_scale: float32 [] or [M].
+            out_dtype: float32, float16 or bfloat16.
+            second: the same two of the second segment.
+            residual: float [M, N], added in float32.
+
+        Returns:
+            [M, N] with bias.
+        """
+        qweight, w_scale, w_mult, bias = self.weight_tensors()
+        keywords: LinearKeywords = {"bias": bias, "out_dtype": out_dtype}
+        if second is not None:
+            keywords["x2_q"], keywords["x2_scale"] = second
+        if w_mult is not None:
+            keywords["w_mult"] = w_mult
+        if residual is not None:
+            keywords["residual"] = residual
+        return ops.linear(
+            x_q,
+            x_scale,
+            qweight,
+            w_scale,
             bits=self.bits,
             backend=self.backend,
             **keywords,
         )
-        return y.reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """Shape, bits, activation mode and backend."""

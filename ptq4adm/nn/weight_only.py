@@ -84,8 +84,11 @@ class W8Linear(StorageLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] to [..., N]."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return functional.linear(x, self._float_weight().to(x.dtype), bias)
+        # the scale is applied to the product, N numbers instead of N times K; in float32, because
+        # the integers' sums leave the range of float16
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        y = functional.linear(x.to(dtype), self.qweight.to(dtype)) * self.w_scale.to(dtype)
+        return (y if self.bias is None else y + self.bias.to(dtype)).to(x.dtype)
 
     def extra_repr(self) -> str:
         """Shape and storage."""

@@ -26,6 +26,7 @@ from ptq4adm.ops.backends import (
 __all__ = [
     "BackendName",
     "BackendStatus",
+    "attention",
     "backend_report",
     "conv2d",
     "linear",
@@ -137,6 +138,33 @@ def quantize_int8(
     return torch.ops.ptq4adm.quantize_int8(
         x, x_scale=x_scale, step=step, granularity=granularity, backend=backend
     )
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    *,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    backend: str,
+) -> Tensor:
+    """Attention of every head, in float: ``ptq4adm::attention``.
+
+    Args:
+        q: float [B, Tq, C], the channels of a head side by side.
+        k: the same dtype [B, Tk, C].
+        v: the same dtype [B, Tk, C].
+        heads: number of heads; C / heads channels each.
+        bias: float [B, Tk], added to the scores of every head and query.
+        scale: None for 1 / sqrt(C / heads).
+        backend: a resolved backend's name.
+
+    Returns:
+        The dtype of ``q``, [B, Tq, C].
+    """
+    return torch.ops.ptq4adm.attention(q, k, v, heads, bias=bias, scale=scale, backend=backend)
 
 
 def _check_bits(bits: int) -> None:

@@ -1,8 +1,8 @@
 """Backend ``cpu``: passes checked tensors to the compiled module ``ptq4adm._cpu`` as addresses.
 
 The kernels are in ``csrc/cpu``. They accumulate in exact int32 and write float32, int8 or (for
-tests) the accumulators; other output dtypes and the gated GELU are applied here, by the same
-PyTorch calls as in ``reference.py``. ``isa`` forces an instruction set, for tests and benchmarks.
+tests) the accumulators; other output dtypes, and the gated GELU of channels that do not fill whole
+panels, are applied here. ``isa`` forces an instruction set, for tests and benchmarks.
 """
 
 from __future__ import annotations
@@ -22,19 +22,48 @@ from ptq4adm.ops.arguments import (
 from ptq4adm.ops.compiled import check_available, check_finite
 from ptq4adm.ops.compiled import unavailable_reason as unavailable_reason
 from ptq4adm.ops.cpu_activation import quantize_int8
+from ptq4adm.ops.prepack import PANEL_N
 from ptq4adm.ops.reference import gated_gelu, select_scale
 
 with suppress(ImportError):  # compiled.py remembers why, and check_available says it
     from ptq4adm import _cpu
 
 NAME = "cpu"
+ISAS = ("scalar", "avx2", "avx_vnni", "avx512_vnni")  # slowest first; "auto" takes the last it can
 _POINTWISE = Conv2dGeometry((1, 1))
 _OUTPUTS = {torch.float32: "float32", torch.int8: "int8", torch.int32: "int32"}
 
 
+def module_file() -> str:
+    """Return the path of the compiled module, or why there is none."""
+    return unavailable_reason() or str(_cpu.__file__)
+
+
 def default_isa() -> str:
-    """Return the instruction set that this processor runs: ``avx2`` or ``scalar``."""
+    """Return the fastest instruction set that this processor runs, such as ``avx2``."""
     return _cpu.best_isa()
+
+
+def isa_unavailable_reason(isa: str) -> str | None:
+    """Return why an instruction set cannot run here, or None if it can; see ``ISAS``."""
+    try:
+        _cpu.check_isa(isa)
+    except (RuntimeError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def limit_isa(isa: str) -> None:
+    """Hold every kernel of this process to an instruction set: for comparisons.
+
+    Args:
+        isa: one of ``ISAS``, or ``auto`` for the fastest again.
+
+    Raises:
+        RuntimeError: if the processor lacks it.
+        ValueError: if the name is unknown.
+    """
+    _cpu.set_auto_isa(isa)
 
 
 def threading() -> str:
@@ -70,10 +99,14 @@ def accumulate_conv2d(call: Matmul, geometry: Conv2dGeometry, isa: str = "auto")
 
 def _matmul(call: Matmul, geometry: Conv2dGeometry, shape: tuple[int, ...], isa: str) -> Tensor:
     options = call.options
-    is_int8 = options.out_scale is not None and not options.geglu
+    # the kernel gates whole panels of 16 channels
+    is_gated = options.geglu and shape[-1] % (2 * PANEL_N) == 0
+    is_gated_here = options.geglu and not is_gated
+    is_int8 = options.out_scale is not None and not is_gated_here
+    shape = (*shape[:-1], shape[-1] // 2) if is_gated else shape
     out = torch.empty(shape, dtype=torch.int8 if is_int8 else torch.float32)
-    check_finite(_run(call, geometry, (out,), isa))
-    if options.geglu:
+    check_finite(_run(call, geometry, (out,), isa, is_gated=is_gated))
+    if is_gated_here:
         out = gated_gelu(out)
         if options.out_scale is not None:
             return quantize_int8(out, x_scale=options.out_scale, step=options.step)[0]
@@ -89,45 +122,83 @@ def _accumulate(
     return list(accumulators)
 
 
-def _run(call: Matmul, geometry: Conv2dGeometry, out: tuple[Tensor, ...], isa: str) -> bool:
-    """Call the kernel; the locals keep every converted copy alive until it has returned."""
-    options = call.options
-    x_q = call.x_q.contiguous()
-    x2_q = None if options.x2_q is None else options.x2_q.contiguous()
-    qweight, w_scale = call.qweight.contiguous(), call.w_scale.contiguous()
-    w_mult = None if options.w_mult is None else options.w_mult.contiguous()
-    bias, temb = _as_float32(options.bias), _as_float32(options.temb)
-    residual = _as_float32(options.residual)
-    x_scale = select_scale(call.x_scale, options.step).contiguous()
-    x2_scale = _scale_in_use(options.x2_scale, options.step)
-    is_int8 = out[0].dtype == torch.int8
-    out_scale = _scale_in_use(options.out_scale, options.step) if is_int8 else None
+def _run(
+    call: Matmul,
+    geometry: Conv2dGeometry,
+    out: tuple[Tensor, ...],
+    isa: str,
+    *,
+    is_gated: bool = False,
+) -> bool:
+    """Call the kernel."""
+    options, x_q = call.options, call.x_q
+    tensors = _Addresses(options.step)
+    x2_q = options.x2_q
     size = (x_q.shape[0], 1, 1) if x_q.dim() == 2 else tuple(x_q.shape[:3])
     channels = (x_q.shape[-1], 0 if x2_q is None else x2_q.shape[-1])
-    is_finite = _cpu.matmul(
-        _shape_object(geometry, size, channels, w_scale.shape[0]),
-        bits=call.bits,
-        x_q=x_q.data_ptr(),
-        x2_q=_address(x2_q),
-        qweight=qweight.data_ptr(),
-        w_mult=_address(w_mult),
-        w_scale=w_scale.data_ptr(),
-        x_scale=x_scale.data_ptr(),
-        is_x_scale_per_row=x_scale.numel() > 1,
-        x2_scale=_address(x2_scale),
-        is_x2_scale_per_row=x2_scale is not None and x2_scale.numel() > 1,
-        bias=_address(bias),
-        temb=_address(temb),
-        temb_rows=0 if temb is None else temb.shape[0],
-        residual=_address(residual),
-        out_scale=_address(out_scale),
-        out=out[0].data_ptr(),
-        out2=out[1].data_ptr() if len(out) == 2 else 0,
-        out_dtype=_OUTPUTS[out[0].dtype],
-        isa=isa,
-        threads=torch.get_num_threads(),
+    is_int8 = out[0].dtype is torch.int8
+    return _cpu.matmul(
+        _shape_object(geometry, size, channels, call.w_scale.shape[0]),
+        call.bits,
+        tensors.plain(x_q),
+        tensors.plain(x2_q),
+        tensors.plain(call.qweight),
+        tensors.plain(options.w_mult),
+        tensors.plain(call.w_scale),
+        *tensors.scale(call.x_scale),
+        *tensors.scale(options.x2_scale),
+        tensors.float32(options.bias),
+        tensors.float32(options.temb),
+        0 if options.temb is None else options.temb.shape[0],
+        tensors.float32(options.residual),
+        is_gated,
+        tensors.scale(options.out_scale)[0] if is_int8 else 0,
+        out[0].data_ptr(),
+        out[1].data_ptr() if len(out) == 2 else 0,
+        _OUTPUTS[out[0].dtype],
+        isa,
+        torch.get_num_threads(),
     )
-    return is_finite
+
+
+class _Addresses:
+    """Addresses of tensors as the kernel wants them; keeps every converted copy alive.
+
+    Args:
+        step: the row in use of scale tables.
+    """
+
+    __slots__ = ("copies", "step")
+
+    def __init__(self, step: Tensor | None) -> None:
+        self.step = step
+        self.copies: list[Tensor] = []
+
+    def plain(self, tensor: Tensor | None) -> int:
+        """Address of contiguous memory; 0 for no tensor."""
+        if tensor is None:
+            return 0
+        if not tensor.is_contiguous():
+            tensor = tensor.contiguous()
+            self.copies.append(tensor)
+        return tensor.data_ptr()
+
+    def float32(self, tensor: Tensor | None) -> int:
+        """Address of contiguous float32 memory; 0 for no tensor."""
+        if tensor is not None and tensor.dtype is not torch.float32:
+            tensor = tensor.float()
+            self.copies.append(tensor)
+        return self.plain(tensor)
+
+    def scale(self, scale: Tensor | None) -> tuple[int, bool]:
+        """Address of the scale in use, and whether there is one a row."""
+        if scale is None:
+            return 0, False
+        if self.step is None or scale.numel() == 1:
+            return self.plain(scale), scale.numel() > 1
+        scale = select_scale(scale, self.step)
+        self.copies.append(scale)
+        return scale.data_ptr(), False
 
 
 @lru_cache(maxsize=4096)
@@ -149,15 +220,3 @@ def _shape_object(
         upsample=geometry.upsample or size[1:],
         out_size=geometry.output_size(size[1], size[2]),
     )
-
-
-def _scale_in_use(scale: Tensor | None, step: Tensor | None) -> Tensor | None:
-    return None if scale is None else select_scale(scale, step).contiguous()
-
-
-def _as_float32(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.float().contiguous()
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else int(tensor.data_ptr())

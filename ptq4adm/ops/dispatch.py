@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ptq4adm.errors import BackendUnavailableError, UnknownBackendError
-from ptq4adm.ops import cpu, cpu_activation, reference
+from ptq4adm.ops import cpu, cpu_activation, cpu_attention, reference
 from ptq4adm.ops.arguments import Matmul, MatmulOptions
 from ptq4adm.ops.schema import LIBRARY, OPERATORS, pop_geometry
 
@@ -26,6 +26,12 @@ _QUANTIZERS: dict[str, dict[str, Callable[..., tuple[Tensor, Tensor]]]] = {
         "layernorm_quantize",
         "geglu_quantize",
     )
+}
+
+
+_ATTENTION: dict[str, Callable[..., Tensor]] = {
+    "reference": reference.attention,
+    "cpu": cpu_attention.attention,
 }
 
 
@@ -86,12 +92,19 @@ def _quantizer_kernel(operator: str) -> Callable[..., tuple[Tensor, Tensor]]:
     return kernel
 
 
+def _attention(*args: Any, backend: str, **keywords: Any) -> Tensor:
+    if backend not in _ATTENTION:
+        _raise_missing("attention", backend, _ATTENTION)
+    return _ATTENTION[backend](*args, **keywords)
+
+
 _KERNELS: dict[str, Callable[..., Any]] = {
     "w4a8_linear": _linear_kernel(4),
     "w4a8_conv2d": _conv2d_kernel(4),
     "w8a8_linear": _linear_kernel(8),
     "w8a8_conv2d": _conv2d_kernel(8),
     **{operator: _quantizer_kernel(operator) for operator in _QUANTIZERS},
+    "attention": _attention,
 }
 
 for _operator in OPERATORS:

@@ -5,7 +5,7 @@ output channels (N is zero-padded to a multiple of 16), so that one 32-byte load
 
     4 bits, every 4 k: byte i = 0..31   | channel 8 + i / 4, k = i % 4 | channel i / 4, k = i % 4 |
                                           bits 7..4                      bits 3..0   (as w + 8)
-    8 bits, every 2 k: byte i = 0..31     channel i / 2, k = i % 2       (signed)
+    8 bits, every 4 k: byte i = 0..63     channel i / 4, k = i % 4       (signed)
 
 The offset of 8 lets the kernel decode with one subtraction. A backend's order is never saved:
 modules invert it in ``state_dict``.
@@ -69,14 +69,15 @@ def prepack(qweight: Tensor, *, bits: int, layout: KLayout, backend: str) -> Ten
     if backend == "reference":
         return qweight
     padding = (0, 0, 0, -out_features % PANEL_N)
+    # four k of a channel move as one 32-bit word
     if bits == 4:
-        w_q = torch.nn.functional.pad(unpack_int4(qweight), padding)
-        steps = w_q.reshape(-1, 2, PANEL_N // 2, layout.k_padded // 4, 4) + 8
-        low, high = steps.view(torch.uint8).permute(1, 0, 3, 2, 4)  # [N / 16, Kp / 4, 8, 4] each
-        return (low | (high << 4)).flatten(1)
+        w_q = torch.nn.functional.pad(unpack_int4(qweight), padding) + 8
+        words = w_q.view(torch.int32).reshape(-1, 2, PANEL_N // 2, layout.k_padded // 4)
+        low, high = words.unbind(1)  # [N / 16, 8, Kp / 4] each
+        return (low | (high << 4)).transpose(1, 2).contiguous().view(torch.uint8).flatten(1)
     w_q = torch.nn.functional.pad(qweight, padding)
-    steps = w_q.reshape(-1, PANEL_N, layout.k_padded // 2, 2)
-    return steps.permute(0, 2, 1, 3).flatten(1)
+    words = w_q.view(torch.int32).reshape(-1, PANEL_N, layout.k_padded // 4)
+    return words.transpose(1, 2).contiguous().view(torch.int8).flatten(1)
 
 
 def to_canonical(
@@ -102,14 +103,13 @@ def to_canonical(
     if backend == "reference":
         return packed
     if bits == 4:
-        steps = packed.reshape(1, -1, layout.k_padded // 4, PANEL_N // 2, 4)
-        halves = (
-            torch.cat((steps & 0x0F, steps >> 4)).to(torch.int8) - 8
-        )  # [2, N / 16, Kp / 4, 8, 4]
-        w_q = halves.permute(1, 0, 3, 2, 4).reshape(-1, layout.k_padded)
-        return pack_int4(w_q[:out_features])
-    steps = packed.reshape(-1, layout.k_padded // 2, PANEL_N, 2)
-    return steps.permute(0, 2, 1, 3).reshape(-1, layout.k_padded)[:out_features].contiguous()
+        words = packed.contiguous().view(torch.int32).reshape(-1, layout.k_padded // 4, 8)
+        both = torch.stack((words & 0x0F0F0F0F, (words >> 4) & 0x0F0F0F0F), dim=1)
+        w_q = both.transpose(2, 3).contiguous().view(torch.int8)  # [N / 16, 2, 8, Kp]
+        return pack_int4(w_q.reshape(-1, layout.k_padded)[:out_features] - 8)
+    words = packed.contiguous().view(torch.int32).reshape(-1, layout.k_padded // 4, PANEL_N)
+    w_q = words.transpose(1, 2).contiguous().view(torch.int8).reshape(-1, layout.k_padded)
+    return w_q[:out_features].contiguous()
 
 
 def _check_shape(qweight: Tensor, expected: tuple[int, int]) -> None:

@@ -17,7 +17,13 @@ from torch.nn import functional
 
 from ptq4adm.errors import NonFiniteError, UncalibratedStepError
 from ptq4adm.ops.arguments import Conv2dGeometry, Matmul, conv2d_shape, linear_shape
-from ptq4adm.ops.schema import check_glu, check_group_norm, check_static_scale, scale_shape
+from ptq4adm.ops.schema import (
+    check_attention,
+    check_glu,
+    check_group_norm,
+    check_static_scale,
+    scale_shape,
+)
 from ptq4adm.packing.layout import KLayout, expand_multipliers, rows_to_weight, unpack_int4
 
 SMALLEST_ABSMAX = 1e-8  # keeps a silent tensor from dividing by zero
@@ -262,6 +268,40 @@ def geglu_quantize(
     """
     check_glu(x)
     return quantize_int8(gated_gelu(x.float()), x_scale=x_scale, step=step, granularity="row")
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    *,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention of every head, in float: softmax(q k^T * scale + bias) v.
+
+    Args:
+        q: float [B, Tq, C], the channels of a head side by side.
+        k: the same dtype [B, Tk, C].
+        v: the same dtype [B, Tk, C].
+        heads: number of heads; C / heads channels each.
+        bias: float [B, Tk], added to the scores of every head and query; large and negative for a
+            key that is not to be seen.
+        scale: None for 1 / sqrt(C / heads).
+
+    Returns:
+        The dtype of ``q``, [B, Tq, C].
+
+    Raises:
+        ShapeError: if the tensors do not fit together.
+        DtypeError: if they are not of one float dtype.
+    """
+    check_attention(q, k, v, heads, bias)
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    mask = None if bias is None else bias[:, None, None].to(q.dtype)
+    y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return y.transpose(1, 2).flatten(2)
 
 
 def select_scale(scale: Tensor, step: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptq4adm.errors import ConfigError, ShapeError
+from ptq4adm.errors import ConfigError, DtypeError, ShapeError
 from ptq4adm.ops.arguments import (
     Conv2dGeometry,
     Matmul,
@@ -53,6 +53,10 @@ LIBRARY.define(
     f"layernorm_quantize(Tensor x, Tensor weight, Tensor bias, float eps, *, {_STATIC}{_QUANTIZED}"
 )
 LIBRARY.define(f"geglu_quantize(Tensor x, *, {_STATIC}{_QUANTIZED}")
+LIBRARY.define(
+    "attention(Tensor q, Tensor k, Tensor v, int heads, *, Tensor? bias=None, float? scale=None, "
+    "str backend) -> Tensor"
+)
 
 OPERATORS = (
     "w4a8_linear",
@@ -63,6 +67,7 @@ OPERATORS = (
     "groupnorm_silu_quantize",
     "layernorm_quantize",
     "geglu_quantize",
+    "attention",
 )
 
 
@@ -125,6 +130,29 @@ def check_glu(x: Tensor) -> None:
     """
     if x.dim() != 2 or x.shape[1] % 2:
         raise ShapeError(f"x {list(x.shape)}: expected [M, 2 K]")
+
+
+def check_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None) -> None:
+    """Check the tensors of an attention.
+
+    Raises:
+        ShapeError: if they do not fit together.
+        DtypeError: if they are not of one float dtype.
+    """
+    if q.dim() != 3 or k.dim() != 3 or k.shape != v.shape or k.shape[::2] != q.shape[::2]:
+        raise ShapeError(
+            f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}: expected [B, Tq, C] and "
+            "twice [B, Tk, C]"
+        )
+    if heads < 1 or q.shape[2] % heads or q.shape[2] == 0 or k.shape[1] == 0:
+        raise ShapeError(
+            f"q {list(q.shape)}, k {list(k.shape)}: expected at least one key and channels that "
+            f"split into {heads} heads"
+        )
+    if not q.is_floating_point() or q.dtype != k.dtype or q.dtype != v.dtype:
+        raise DtypeError(f"q {q.dtype}, k {k.dtype}, v {v.dtype}: expected one float dtype")
+    if bias is not None and tuple(bias.shape) != (k.shape[0], k.shape[1]):
+        raise ShapeError(f"bias {list(bias.shape)}: expected {[k.shape[0], k.shape[1]]}, [B, Tk]")
 
 
 # --- fake functions: shapes only ---------------------------------------------------------------
@@ -226,6 +254,20 @@ def _fake_geglu_quantize(
     return _fake_quantized(x, (x.shape[0], x.shape[1] // 2), x_scale, step, "row")
 
 
+def _fake_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    *,
+    bias: Tensor | None = None,
+    scale: float | None = None,  # noqa: ARG001
+    backend: str,  # noqa: ARG001
+) -> Tensor:
+    check_attention(q, k, v, heads, bias)
+    return q.new_empty(q.shape)
+
+
 _FAKES = {
     "w4a8_linear": _fake_linear(4),
     "w4a8_conv2d": _fake_conv2d(4),
@@ -235,6 +277,7 @@ _FAKES = {
     "groupnorm_silu_quantize": _fake_groupnorm_silu_quantize,
     "layernorm_quantize": _fake_layernorm_quantize,
     "geglu_quantize": _fake_geglu_quantize,
+    "attention": _fake_attention,
 }
 
 for _name in OPERATORS:

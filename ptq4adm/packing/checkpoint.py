@@ -35,6 +35,7 @@ from ptq4adm.errors import (
     UnknownBackendError,
 )
 from ptq4adm.nn import StepIndex, StorageLayer, attach_step_hook, find_step
+from ptq4adm.nn.fuse import fuse_blocks
 from ptq4adm.nn.replace import empty_layer, replace_layers, scheme_of
 from ptq4adm.nn.timestep import TimestepBuckets
 
@@ -195,6 +196,7 @@ def load_denoiser(
     tensors = _read_tensors(folder / WEIGHTS_FILE, denoiser, dtype, device)
     denoiser.load_state_dict(tensors, strict=True, assign=True)
     mark_quantized(denoiser, state)
+    fuse_blocks(denoiser)
     return denoiser.requires_grad_(False).eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import warnings
@@ -81,6 +82,46 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_batch(pipe: TextToAudioPipe
     together = pipe.denoise(pipe.encode_prompts(PROMPTS), steps=2, seed=7)
     alone = pipe.denoise(pipe.encode_prompts(PROMPTS[1]), steps=2, seed=8)
     torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_projections_are_computed_before_the_loop(
+    pipe: TextToAudioPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[torch.nn.Module] = []
+    projections = [m for n, m in pipe.unet.named_modules() if n.endswith("time_emb_proj")]
+    linear = torch.nn.Linear.forward
+
+    def count(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        calls.extend(p for p in projections if p is layer)
+        return linear(layer, x)
+
+    embeds = pipe.encode_prompts(PROMPTS)
+    monkeypatch.setattr(torch.nn.Linear, "forward", count)
+    counts = []
+    for steps in (1, 4):
+        calls.clear()
+        pipe.denoise(embeds, steps=steps, seed=7)
+        counts.append(len(calls))
+    assert counts[0] == counts[1] > 0
+
+
+def test_a_denoiser_of_another_class_computes_every_step_itself(pipe: TextToAudioPipeline) -> None:
+    class Wrapped(torch.nn.Module):
+        """As compilation wraps a model: its attributes, but not its class."""
+
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner, self.config = inner, inner.config
+
+        def forward(self, *args: object, **kwargs: object) -> object:
+            return self.inner(*args, **kwargs)
+
+    embeds = pipe.encode_prompts(PROMPTS)
+    kept = pipe.denoise(embeds, steps=3, seed=7)
+    plain = copy.copy(pipe)
+    plain.unet = Wrapped(pipe.unet)
+    computed = plain.denoise(embeds, steps=3, seed=7)
+    assert (kept - computed).norm() <= 1e-4 * computed.norm()
 
 
 def test_same_seed_gives_the_same_waveform_and_another_seed_does_not(

@@ -128,15 +128,22 @@ def make_case() -> Callable[..., Case]:
     return build_case
 
 
-@pytest.fixture(params=["scalar", "avx2"])
+def _isas() -> list[str]:
+    """Every instruction set, and those that the compiled module emulates (test_emulated.py)."""
+    emulated = ["emulated_avx_vnni", "emulated_avx512_vnni"]
+    if cpu.unavailable_reason() is not None or cpu.isa_unavailable_reason(emulated[0]) is not None:
+        return list(cpu.ISAS)
+    return [*cpu.ISAS, *emulated]
+
+
+@pytest.fixture(params=_isas())
 def isa(request: pytest.FixtureRequest) -> str:
-    """Every instruction set that this machine runs."""
-    reason = cpu.unavailable_reason()
+    """Every instruction set that this machine runs, and those that this build emulates."""
+    name = str(request.param)
+    reason = cpu.unavailable_reason() or cpu.isa_unavailable_reason(name)
     if reason is not None:
         pytest.skip(reason)
-    if request.param == "avx2" and cpu.default_isa() != "avx2":
-        pytest.skip("this processor has no AVX2")
-    return str(request.param)
+    return name
 
 
 @pytest.fixture(params=["scalar", "avx2", "avx512_vnni"])

@@ -1,4 +1,4 @@
-"""Integer accumulators: reference and cpu (scalar and AVX2) equal the exact oracle."""
+"""Integer accumulators: reference and cpu (every instruction set) equal the exact oracle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from ptq4adm.ops.arguments import Conv2dGeometry
 MODES = [(4, False), (4, True), (8, False)]
 MODE_IDS = ["w4", "w4-groups", "w8"]
 
-# rows, K, channels: 1, tile - 1, tile, tile + 1 of the tiles 4 x 16 x 64 (chunk 512), odd, real
+# rows, K, channels: 1, tile - 1, tile, tile + 1 of the tiles 4 x 16 and 6 x 64, of the blocks of
+# 64 k and the chunks of 512 and 1024; rows in several blocks; odd; real
 LINEAR_SIZES = [
     (1, 1, 1),
     (3, 63, 15),
@@ -23,6 +24,14 @@ LINEAR_SIZES = [
     (6, 513, 31),
     (77, 768, 128),
     (257, 1100, 3),
+    (5, 1023, 63),
+    (6, 1024, 64),
+    (7, 1025, 65),
+    (13, 36, 80),
+    (11, 2112, 112),
+    (12, 44, 4),
+    (1100, 72, 8),
+    (2, 640, 5120 // 16),
 ]
 
 CONVOLUTIONS = {

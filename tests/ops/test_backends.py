@@ -9,7 +9,7 @@ import torch
 
 from ptq4adm import ops
 from ptq4adm.errors import BackendUnavailableError, UnknownBackendError
-from ptq4adm.ops import backends, compiled
+from ptq4adm.ops import backends, compiled, cpu
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,21 @@ def test_report_names_every_backend_and_why_it_is_missing() -> None:
     assert "use backend='cpu' or 'reference'" in report["cuda"].detail
 
 
-def test_report_of_the_cpu_names_instruction_set_and_threads(isa) -> None:  # noqa: ARG001
+def test_report_of_the_cpu_names_instruction_set_and_threads() -> None:
     detail = ops.backend_report()[1].detail
-    assert detail.startswith(("avx2", "scalar"))
+    assert detail.startswith(("avx512_vnni", "avx_vnni", "avx2", "scalar"))
     assert f"{torch.get_num_threads()} threads" in detail
+
+
+def test_kernels_can_be_held_to_an_instruction_set() -> None:
+    best = cpu.default_isa()
+    try:
+        cpu.limit_isa("scalar")
+        assert cpu.default_isa() == "scalar"
+        cpu.limit_isa("auto")
+        assert cpu.default_isa() == best
+        with pytest.raises(ValueError, match="isa 'sse' is unknown"):
+            cpu.limit_isa("sse")
+        assert cpu.default_isa() == best
+    finally:
+        cpu.limit_isa("auto")

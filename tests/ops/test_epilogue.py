@@ -8,6 +8,7 @@ import torch
 from ptq4adm.errors import NonFiniteError, UncalibratedStepError
 from ptq4adm.ops import cpu, reference
 from ptq4adm.ops.arguments import Conv2dGeometry
+from ptq4adm.ops.prepack import prepack
 
 N = 37  # two whole panels of 16 channels and a ragged one
 GEOMETRY = Conv2dGeometry((3, 3), padding=(1, 1))
@@ -160,6 +161,38 @@ def test_large_accumulators_round_like_the_reference(make_case, isa) -> None:
     assert int(acc.min()) > 2**24
     padded = torch.nn.functional.pad(weight, (0, 4032 - 4001))
     case.call.qweight.copy_(padded)
-    case.native.qweight.copy_(padded.reshape(1, 16, -1, 2).permute(0, 2, 1, 3).flatten(1))
+    case.native.qweight.copy_(prepack(padded, bits=8, layout=case.layout, backend="cpu"))
     assert torch.equal(reference.linear(case.call), acc.float())
     assert torch.equal(cpu.linear(case.native, isa), acc.float())
+
+
+@pytest.mark.parametrize("is_int8", [False, True], ids=["float32", "int8"])
+@pytest.mark.parametrize("size", [(1, 64, 32), (7, 100, 96), (131, 1100, 224), (9, 70, 40)])
+def test_gated_result_equals_the_reference(make_case, isa, size, is_int8) -> None:
+    """Panels of 16 are gated in the kernel, 40 channels outside; gates lie N / 2 from values."""
+    M, K, N = size
+    case = make_case(4, (M,), (K,), N)
+    case = case.with_scales(torch.tensor(1e-3), 0.5 + torch.rand(N))
+    options = {"bias": torch.randn(N), "residual": torch.randn(M, N), "geglu": True}
+    if is_int8:
+        options["out_scale"] = torch.tensor(0.02)
+    case = case.with_options(**options)
+    expected, got = reference.linear(case.call), cpu.linear(case.native, isa)
+    assert got.shape == expected.shape == (M, N // 2)
+    assert got.dtype == expected.dtype
+    if is_int8:
+        steps = (got.int() - expected.int()).abs()
+        assert int(steps.max()) <= 1
+        assert int(steps.sum()) <= max(1, steps.numel() // 1000)
+    else:
+        assert float((got - expected).abs().max()) <= 2e-6 * float(expected.abs().max())
+
+
+def test_gate_that_is_not_finite_is_refused(make_case, isa) -> None:
+    """gelu turns minus infinity into 0, which would hide it."""
+    case = make_case(4, (3,), (64,), 64)
+    bias = torch.zeros(64)
+    bias[50] = -float("inf")
+    case = case.with_options(bias=bias, geglu=True, out_scale=torch.tensor(0.1))
+    with pytest.raises(NonFiniteError):
+        cpu.linear(case.native, isa)

@@ -51,10 +51,10 @@ def test_cpu_order_of_eight_bits_is_as_drawn() -> None:
     w_q = torch.randint(-127, 128, (32, 64), dtype=torch.int8)
     packed = prepack(w_q, bits=8, layout=layout, backend="cpu")
     for panel in range(2):
-        for step in range(32):
-            for i in range(32):
-                expected = w_q[panel * 16 + i // 2, step * 2 + i % 2]
-                assert packed[panel, step * 32 + i] == expected
+        for step in range(16):
+            for i in range(64):
+                expected = w_q[panel * 16 + i // 4, step * 4 + i % 4]
+                assert packed[panel, step * 64 + i] == expected
 
 
 def test_cpu_order_pads_channels_with_zero_weights() -> None:
