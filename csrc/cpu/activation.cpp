@@ -92,7 +92,8 @@ QuantizeStatus quantize_rows(const ActivationKernels& kernels, int64_t rows, int
 }
 
 // One row's mean and deviation.
-NormalizedRow measured(const ActivationKernels& kernels, const float* x, int64_t count, double eps) {
+NormalizedRow measured(const ActivationKernels& kernels, const float* x, int64_t count,
+                       double eps) {
   const double n = static_cast<double>(std::max<int64_t>(1, count));
   const RowMoments moments = kernels.row_moments(x, count);
   const double rest = moments.sum / n;

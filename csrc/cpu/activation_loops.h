@@ -1,6 +1,6 @@
-// The loops of activation_kernels.h, written once over a vector type (vector_math.h). Everything here has internal
-// linkage: each instruction set's file compiles its own copy, so the linker can never put AVX code
-// where the portable kernels call it.
+// The loops of activation_kernels.h, written once over a vector type (vector_math.h). Everything
+// here has internal linkage: each instruction set's file compiles its own copy, so the linker can
+// never put AVX code where the portable kernels call it.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ constexpr int64_t kMomentSteps = 64;
 // Numbers of a row whose mean the others are taken relative to; a multiple of every width.
 constexpr int64_t kGuess = 128;
 
-// --- where values come from: at(i, read) is the vector at position i -------------------------------
+// --- where values come from: at(i, read) is the vector at position i -----------------------------
 
 template <class V>
 struct Values {
@@ -96,7 +96,7 @@ void for_each_vector(const Source& source, int64_t count, const Full& full, cons
   }
 }
 
-// --- what is done with them -----------------------------------------------------------------------
+// --- what is done with them ----------------------------------------------------------------------
 
 template <class V, class Source>
 uint32_t largest_of(const Source& source, int64_t count) {
@@ -143,7 +143,7 @@ uint32_t store_from(const Source& source, int64_t count, float* y) {
   return V::largest(bits);
 }
 
-// --- moments --------------------------------------------------------------------------------------
+// --- moments -------------------------------------------------------------------------------------
 
 // The mean of the first kGuess numbers of a row: the sum of squares about it is at most
 // 1 + count / kGuess times that about the mean of the row.
@@ -268,7 +268,7 @@ void column_moments(const float* x, int64_t rows, int64_t stride, int64_t column
   }
 }
 
-// --- the table ------------------------------------------------------------------------------------
+// --- the table -----------------------------------------------------------------------------------
 
 template <class V>
 struct Loops {

@@ -91,7 +91,8 @@ void combine(T* total, const T* more, int64_t count, const Combine& with) {
   for (int64_t i = 0; i < count; ++i) total[i] = with(total[i], more[i]);
 }
 
-// Combines the moments of a sample's parts and of a row's pixels: part 0, columns 0 .. channels - 1.
+// Combines the moments of a sample's parts and of a row's pixels, into the first channels of the
+// first part.
 void fold(const GroupNorm& norm, const Cut& cut, int64_t sample, Moments& moments) {
   const ColumnMoments total = moments.of_part(sample * cut.parts);
   for (int64_t part = 0; part < cut.parts; ++part) {

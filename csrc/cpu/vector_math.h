@@ -56,9 +56,10 @@ typename V::Float silu_of(typename V::Float x) {
   return V::div(x, V::add(V::set(1.0f), power));
 }
 
-// gelu(x) = x * (0.5 + x * P(x^2) / Q(x^2)), within 2e-7 |x|. The fraction is erf(x / sqrt 2) / 2x,
-// fitted to 1.1e-8 over |x| <= 4 sqrt 2, where erf is 1 in float32. All coefficients are positive,
-// so nothing cancels. Below -4 sqrt 2 the result is 0 but for rounding.
+// gelu(x) = x * (0.5 + x * P(x^2) / Q(x^2)), within 2e-7 |x| (3e-7 where products are not fused).
+// The fraction is erf(x / sqrt 2) / 2x, fitted to 1.1e-8 over |x| <= 4 sqrt 2, where erf is 1 in
+// float32. All coefficients are positive, so nothing cancels. Below -4 sqrt 2 the result is 0 but
+// for rounding.
 template <class V>
 typename V::Float gelu_of(typename V::Float x) {
   using F = typename V::Float;

@@ -231,7 +231,7 @@ class QuantizedLayer(StorageLayer):
         """Quantize one segment of the input: int8 of its shape, and its float32 scale."""
         x_scale, step = self.static_scale(segment)
         return ops.quantize_int8(
-            x.contiguous(),
+            x,
             x_scale=x_scale,
             step=step,
             granularity=granularity,

@@ -116,8 +116,11 @@ def check_group_norm(x: Tensor, num_groups: int) -> None:
     """Check the input of a group norm.
 
     Raises:
+        ConfigError: if there is no group.
         ShapeError: if ``x`` is not NCHW or its channels do not split into the groups.
     """
+    if num_groups < 1:
+        raise ConfigError(f"num_groups = {num_groups}: expected at least 1")
     if x.dim() != 4 or x.shape[1] % num_groups:
         raise ShapeError(f"x {list(x.shape)}: expected NCHW with C a multiple of {num_groups}")
 

@@ -190,7 +190,7 @@ class Formats(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("make", [_audioldm, _tango])
-def test_images_stay_channels_last_and_are_copied_once(
+def test_images_stay_channels_last_and_are_not_copied(
     quantize_block: Quantize, make_recipe: Any, backend: str, make: Callable[[], Any]
 ) -> None:
     unet = make()
@@ -199,10 +199,7 @@ def test_images_stay_channels_last_and_are_copied_once(
     with Formats() as fused:
         y = _run(pair.fused, 1.0)
     assert y.is_contiguous(memory_format=torch.channels_last)
-    halves = 2 * sum(name.endswith("conv_shortcut") for name in UNet2DAdapter().segments(unet))
-    # the latents at the entrance, and each half of a skip concatenation at its shortcut
-    assert fused.copies[0] == "aten::clone [2, 6, 8, 4]"
-    assert len(fused.copies) == 1 + halves
+    assert fused.copies == []  # the quantizer reads the halves of a skip concatenation in place
 
 
 def test_fusing_does_not_import_diffusers() -> None:

@@ -146,11 +146,13 @@ def test_groupnorm_of_an_outlier_in_the_first_pixel(activation_isa) -> None:
     _check(got, _group_norm(x, groups, weight, bias, silu=True), keywords, is_per_row=False)
 
 
-@pytest.mark.parametrize(("gain", "offset"), [(0.1, -1.3), (0.01, 0.0), (0.3, -8.0), (0.0, 0.0)])
-def test_measured_scale_where_silu_falls(activation_isa, gain, offset) -> None:
-    """Its largest magnitude is then not at the largest y."""
-    x, groups, _, _ = _image("fewer channels than lanes")
-    weight, bias = torch.full((6,), gain), torch.full((6,), offset)
+@pytest.mark.parametrize("name", ["fewer channels than lanes", "two parts, the last ragged"])
+@pytest.mark.parametrize(("gain", "offset"), [(0.3, -1.1), (0.01, 0.0), (0.3, -8.0), (0.0, 0.0)])
+def test_measured_scale_where_silu_falls(activation_isa, name, gain, offset) -> None:
+    """Around -1.278 its largest magnitude is at neither end of a channel's range."""
+    x, groups, weight, bias = _image(name)
+    weight.fill_(gain)
+    bias.fill_(offset)
     got = cpu_activation.groupnorm_silu_quantize(x, groups, weight, bias, EPS, isa=activation_isa)
     _check(got, _group_norm(x, groups, weight, bias, silu=True), {}, is_per_row=False)
 
