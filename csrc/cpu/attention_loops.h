@@ -23,6 +23,7 @@ struct Attention {
   static constexpr int64_t kColumns = kVectors * V::kWidth;
   static constexpr int64_t kKeyBlock = 512;     // x 64 channels, keys and values: 256 KiB
   static constexpr int64_t kQueryBlock = 192;
+  static constexpr uint32_t kInfinityBits = 0x7f800000u;  // |x| >= this, as bits: infinity or NaN
 
   static int64_t padded(int64_t value, int64_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
@@ -119,7 +120,8 @@ struct Attention {
                              const Scratch& scratch) {
     const int64_t width = padded(head.head_dim, V::kWidth);
     for (int64_t r = 0; r < rows; ++r) {
-      const float inverse = 1.0f / scratch.weight[r];
+      const float weight = scratch.weight[r];
+      const float inverse = weight == 0.0f ? 0.0f : 1.0f / weight;  // every key hidden: zeros
       float* out = head.out + (first + r) * head.out_stride;
       for (int64_t d = 0; d < head.head_dim; ++d) out[d] = scratch.sums[r * width + d] * inverse;
     }
@@ -167,23 +169,36 @@ struct Attention {
   }
 
   // Turns scores into exponentials of their distance to the largest so far, adds them to `weight`
-  // and returns what earlier sums must shrink by.
+  // and returns what earlier sums must shrink by. The tail up to a whole vector becomes 0.
+  //
+  // Scores of -infinity, from the bias, weigh nothing. NaN or +infinity make the whole row NaN: the
+  // minimum and maximum instructions drop NaN, so it is looked for.
   static float soften(float* scores, int64_t keys, const float* bias, float& largest,
                       float& weight) {
-    for (int64_t j = keys; j % V::kWidth != 0; ++j) {
-      scores[j] = -std::numeric_limits<float>::infinity();
-    }
+    constexpr float kLowest = std::numeric_limits<float>::lowest();
+    for (int64_t j = keys; j % V::kWidth != 0; ++j) scores[j] = kLowest;
+    typename V::Bits raw = V::no_magnitude(), biased = V::no_magnitude();
     F most = V::set(largest);
     for (int64_t j = 0; j < keys; j += V::kWidth) {
       F score = V::load(scores + j);
+      raw = V::max_magnitude(raw, score);
       if (bias != nullptr) {
         const int64_t left = keys - j;
         score = V::add(score, left >= V::kWidth ? V::load(bias + j) : V::load_first(bias + j, left));
         V::store(scores + j, score);
+        biased = V::max_magnitude(biased, score);
       }
       most = V::max(most, score);
     }
     const float new_largest = V::largest_lane(most);
+    const bool is_infinite = new_largest > std::numeric_limits<float>::max();
+    if (V::largest(raw) >= kInfinityBits || V::largest(biased) > kInfinityBits || is_infinite) {
+      return poison(scores, keys, weight);
+    }
+    if (new_largest <= kLowest) {  // every key so far is hidden
+      for (int64_t j = 0; j < padded(keys, V::kWidth); ++j) scores[j] = 0.0f;
+      return 1.0f;
+    }
     const F shift = V::set(new_largest);
     F sum = V::set(0.0f);
     for (int64_t j = 0; j < keys; j += V::kWidth) {
@@ -196,6 +211,13 @@ struct Attention {
     weight = weight * shrink + V::sum(sum);
     largest = new_largest;
     return shrink;
+  }
+
+  // Weights of 0 times values, in a row whose weight is NaN from now on.
+  static float poison(float* scores, int64_t keys, float& weight) {
+    for (int64_t j = 0; j < padded(keys, V::kWidth); ++j) scores[j] = 0.0f;
+    weight = std::numeric_limits<float>::quiet_NaN();
+    return weight;
   }
 
   static float scalar_exponential(float x) {

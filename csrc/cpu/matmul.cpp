@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 
 #include "parallel.h"
@@ -325,19 +326,25 @@ class Matmul {
     }
   }
 
-  // Gates and quantizes one row of a tile; both work in place.
+  // Gates and quantizes one row of a tile; y holds the gates, or the result itself.
   void write_row(Part part, const float* value, float* y, int64_t columns, int64_t offset) {
     const bool is_float = call_.output == Output::kFloat32;
+    float* gated = is_float ? static_cast<float*>(call_.out[0]) + offset : y;
     uint32_t largest = 0;
     if (part == Part::kGate) {
-      float* gated = is_float ? static_cast<float*>(call_.out[0]) + offset : y;
       largest = activations_.geglu(value, y, columns, gated);
+      if (is_float && largest >= kActivationInfinity) gate_plainly(value, y, columns, gated);
     }
-    if (!is_float) {
-      int8_t* out = static_cast<int8_t*>(call_.out[0]) + offset;
-      largest = std::max(largest,
-                         activations_.quantize(y, columns, 1.0f / *call_.out_scale, out));
-      if (largest >= kActivationInfinity) is_finite_ = false;
+    if (is_float) return;
+    int8_t* out = static_cast<int8_t*>(call_.out[0]) + offset;
+    largest = std::max(largest, activations_.quantize(y, columns, 1.0f / *call_.out_scale, out));
+    if (largest >= kActivationInfinity) is_finite_ = false;
+  }
+
+  // The vector loops bound their argument, which would hide NaN and infinity.
+  static void gate_plainly(const float* value, const float* gate, int64_t columns, float* gated) {
+    for (int64_t n = 0; n < columns; ++n) {
+      gated[n] = value[n] * (0.5f * gate[n] * (1.0f + std::erf(gate[n] * 0.70710678f)));
     }
   }
 

@@ -105,6 +105,8 @@ class Conv2dGeometry:
         Raises:
             ShapeError: if the kernel does not fit into the padded input.
         """
+        if self.upsample is not None and min(height, width) < 1:
+            raise ShapeError(f"input of {height} x {width}: there is nothing to enlarge")
         rows, columns = self.upsample or (height, width)
         out = tuple(
             (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
@@ -189,6 +191,8 @@ def _check_matmul(call: Matmul, shape: tuple[int, ...], taps: int, backend: str)
     check_dtype("x_q", x_q, torch.int8)
     check_dtype("w_scale", call.w_scale, torch.float32)
     check_dtype("qweight", call.qweight, torch.uint8 if call.bits == 4 else torch.int8)
+    if x_q.shape[-1] < 1:
+        raise ShapeError(f"x_q {list(x_q.shape)}: expected at least one channel")
     rows = x_q.shape[0] if x_q.dim() == 2 else None
     _check_scale("x_scale", call.x_scale, options.step, rows)
     k_padded = taps * round_up(x_q.shape[-1], BLOCK_K)
@@ -216,6 +220,8 @@ def _check_second_segment(x_q: Tensor, options: MatmulOptions, rows: int | None)
     assert x2_q is not None
     assert x2_scale is not None
     check_dtype("x2_q", x2_q, torch.int8)
+    if x2_q.shape[-1] < 1:
+        raise ShapeError(f"x2_q {list(x2_q.shape)}: expected at least one channel; leave it out")
     if x2_q.shape[:-1] != x_q.shape[:-1]:
         raise ShapeError(
             f"x2_q {list(x2_q.shape)}: expected the sizes of x_q {list(x_q.shape)} but the last"

@@ -109,7 +109,8 @@ def _matmul(call: Matmul, geometry: Conv2dGeometry, shape: tuple[int, ...], isa:
     if is_gated_here:
         out = gated_gelu(out)
         if options.out_scale is not None:
-            return quantize_int8(out, x_scale=options.out_scale, step=options.step)[0]
+            x_scale, step = options.out_scale, options.step
+            return quantize_int8(out, x_scale=x_scale, step=step, isa=isa)[0]
     return out if is_int8 else out.to(options.out_dtype)
 
 
@@ -178,6 +179,8 @@ class _Addresses:
         """Address of contiguous memory; 0 for no tensor."""
         if tensor is None:
             return 0
+        if not tensor.is_cpu:
+            check_available(tensor)
         if not tensor.is_contiguous():
             tensor = tensor.contiguous()
             self.copies.append(tensor)
@@ -198,7 +201,7 @@ class _Addresses:
             return self.plain(scale), scale.numel() > 1
         scale = select_scale(scale, self.step)
         self.copies.append(scale)
-        return scale.data_ptr(), False
+        return self.plain(scale), False
 
 
 @lru_cache(maxsize=4096)

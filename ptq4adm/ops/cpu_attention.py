@@ -20,7 +20,8 @@ def attention(
     isa: str = "auto",
 ) -> Tensor:
     """Run ``reference.attention`` natively, in float32 whatever the dtype."""
-    check_available(q)
+    for x in (q, k, v) if bias is None else (q, k, v, bias):
+        check_available(x)
     check_attention(q, k, v, heads, bias)
     inputs = [_rows(x) for x in (q, k, v)]
     mask = None if bias is None else bias.float().contiguous()

@@ -7,7 +7,7 @@ output channels (N is zero-padded to a multiple of 16), so that one 32-byte load
                                           bits 7..4                      bits 3..0   (as w + 8)
     8 bits, every 4 k: byte i = 0..63     channel i / 4, k = i % 4       (signed)
 
-The offset of 8 lets the kernel decode with one subtraction. A backend's order is never saved:
+The offset of 8 lets the kernel decode with one AND. A backend's order is never saved:
 modules invert it in ``state_dict``.
 """
 

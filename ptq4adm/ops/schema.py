@@ -154,8 +154,14 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | 
         )
     if not q.is_floating_point() or q.dtype != k.dtype or q.dtype != v.dtype:
         raise DtypeError(f"q {q.dtype}, k {k.dtype}, v {v.dtype}: expected one float dtype")
-    if bias is not None and tuple(bias.shape) != (k.shape[0], k.shape[1]):
+    if bias is None:
+        return
+    if tuple(bias.shape) != (k.shape[0], k.shape[1]):
         raise ShapeError(f"bias {list(bias.shape)}: expected {[k.shape[0], k.shape[1]]}, [B, Tk]")
+    if not bias.is_floating_point():
+        raise DtypeError(
+            f"bias {bias.dtype}: expected float, added to the scores; not a mask of bool"
+        )
 
 
 # --- fake functions: shapes only ---------------------------------------------------------------

@@ -196,3 +196,13 @@ def test_gate_that_is_not_finite_is_refused(make_case, isa) -> None:
     case = case.with_options(bias=bias, geglu=True, out_scale=torch.tensor(0.1))
     with pytest.raises(NonFiniteError):
         cpu.linear(case.native, isa)
+
+
+def test_gate_that_is_not_finite_shows_in_a_float_result(make_case, isa) -> None:
+    case = make_case(4, (5,), (64,), 64)
+    bias = torch.zeros(64)
+    bias[40], bias[50] = float("nan"), -float("inf")
+    case = case.with_options(bias=bias, geglu=True)
+    expected, got = reference.linear(case.call), cpu.linear(case.native, isa)
+    assert torch.equal(torch.isnan(got), torch.isnan(expected))
+    assert bool(torch.isnan(got[:, 8]).all())

@@ -250,3 +250,27 @@ def test_conv2d_refuses(make_case, backend, change, message) -> None:
     }
     with pytest.raises(ShapeError, match=message):
         torch.ops.ptq4adm.w4a8_conv2d(**arguments)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_inputs_without_channels_or_pixels_are_refused(backend: str) -> None:
+    x, w, one = torch.zeros(2, 0, dtype=torch.int8), torch.ones(16), torch.ones(())
+    packed = {"reference": (16, 0), "cpu": (1, 0)}[backend]
+    empty = torch.zeros(packed, dtype=torch.uint8)
+    with pytest.raises(ShapeError, match="at least one channel"):
+        ops.linear(x, one, empty, w, bits=4, backend=backend)
+    image = torch.zeros(1, 3, 3, 0, dtype=torch.int8)
+    with pytest.raises(ShapeError, match="at least one channel"):
+        ops.conv2d(image, one, empty, w, bits=4, kernel_size=(3, 3), backend=backend)
+    packed = {"reference": (16, 32), "cpu": (1, 512)}[backend]
+    weight = torch.zeros(packed, dtype=torch.uint8)
+    with pytest.raises(ShapeError, match="leave it out"):
+        ops.linear(
+            torch.zeros(2, 64, dtype=torch.int8), one, weight, w, bits=4, backend=backend,
+            x2_q=x, x2_scale=one,
+        )  # fmt: skip
+    flat = torch.zeros(1, 0, 3, 64, dtype=torch.int8)
+    with pytest.raises(ShapeError, match="nothing to enlarge"):
+        ops.conv2d(
+            flat, one, weight, w, bits=4, kernel_size=(1, 1), backend=backend, upsample=(4, 4)
+        )
