@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptq4adm.bench.peers.open_vino import cpu_config
+from ptq4adm.bench.peers.open_vino import compiled_request
+from ptq4adm.bench.peers.signal_stack import own_signal_stack
 from ptq4adm.bench.process import AVX2, NATIVE, kernel_isa
 from ptq4adm.bench.shapes import TIMESTEP, model_spec, step_inputs
 from ptq4adm.bench.unet import DYNAMIC, FLOAT, OPENVINO_FLOAT, OPENVINO_INT8, STATIC
@@ -146,18 +147,9 @@ def convert_unet(model: str, is_int8: bool, threads: int, folder: str) -> None:
         float_path.parent.mkdir(parents=True, exist_ok=True)
         _save_ir(_converted(model), float_path)
     if is_int8 and not _ir_path(folder, model, OPENVINO_INT8).with_suffix(".bin").exists():
-        import nncf
-
-        data = nncf.Dataset([_arrays(model, seed) for seed in _CALIBRATION_SEEDS])
-        quantized = nncf.quantize(
-            openvino.Core().read_model(float_path),
-            data,
-            subset_size=len(_CALIBRATION_SEEDS),
-            model_type=nncf.ModelType.TRANSFORMER,
-            advanced_parameters=nncf.AdvancedQuantizationParameters(
-                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
-            ),
-        )
+        float_model = openvino.Core().read_model(float_path)
+        with own_signal_stack():  # it compiles and runs models of its own
+            quantized = _quantized(float_model, [_arrays(model, s) for s in _CALIBRATION_SEEDS])
         _save_ir(quantized, _ir_path(folder, model, OPENVINO_INT8))
 
 
@@ -281,6 +273,19 @@ def _converted(model: str) -> Any:
         )
 
 
+def _quantized(float_model: Any, inputs: list[Any]) -> Any:
+    import nncf
+
+    smoothing = nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)  # off
+    return nncf.quantize(
+        float_model,
+        nncf.Dataset(inputs),
+        subset_size=len(inputs),
+        model_type=nncf.ModelType.TRANSFORMER,
+        advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=smoothing),
+    )
+
+
 def _save_ir(model: Any, path: Path) -> None:
     import openvino
 
@@ -298,9 +303,7 @@ def _ir_path(folder: str, model: str, variant: str) -> Path:
 def _openvino_step(model: str, path: Path, threads: int) -> tuple[Callable[[], Tensor], int]:
     import openvino
 
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(path), "CPU", cpu_config(threads))
-    request = compiled.create_infer_request()
+    request = compiled_request(path, threads)
     for i, array in enumerate(_arrays(model)):
         request.set_input_tensor(i, openvino.Tensor(array))
 

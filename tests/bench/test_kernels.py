@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from ptq4adm.bench import kernels
 from ptq4adm.bench.kernels import KernelJob, measure, run_kernels
 from ptq4adm.bench.ours import MATMUL, OURS, QUANTIZE, exact_product, own_variants
 from ptq4adm.bench.peers import PEERS, select_peers
+from ptq4adm.bench.peers.signal_stack import signal_stack
 from ptq4adm.bench.problem import Problem, Variant, check_variant
 from ptq4adm.bench.shapes import LayerShape, ModelLayer
 from ptq4adm.errors import BenchmarkError, ConfigError
@@ -48,6 +51,23 @@ def test_installed_peers_compute_the_layer(name: str, shape: LayerShape) -> None
     problem = Problem.random(shape, threads=1)
     for variant in peers[0].variants(problem):
         assert check_variant(variant, problem) <= variant.tolerance
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="alternate signal stacks are read on Linux")
+def test_peers_leave_the_stack_of_signal_handlers_alone() -> None:
+    before = signal_stack()
+    peers, _ = select_peers()
+    for peer in peers:
+        problem = Problem.random(SHAPES[-1], threads=1)
+        # freed in the order they were made
+        variants = [peer.variants(problem) for _ in range(2)]
+        for variant in [v for found in variants for v in found]:
+            variant.run()
+        variants.pop(0)
+        gc.collect()
+        variants.clear()
+        gc.collect()
+        assert signal_stack() == before, peer.name
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

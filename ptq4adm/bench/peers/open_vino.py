@@ -22,6 +22,7 @@ from ptq4adm.bench.peers.base import (
     package_version,
     symmetric_weight,
 )
+from ptq4adm.bench.peers.signal_stack import own_signal_stack
 from ptq4adm.bench.problem import Problem, Variant
 
 _LEVELS = 256
@@ -49,15 +50,27 @@ class OpenVino:
         ]
 
 
-def cpu_config(threads: int) -> dict[str, Any]:
-    """Compile options: one stream, so many threads, no silent bfloat16."""
-    return {
+def compiled_request(model: Any, threads: int) -> Any:
+    """Compile a model for so many threads, one stream, float32 where it is not int8.
+
+    Args:
+        model: an `openvino.Model`, or the path of one.
+        threads: of inference.
+
+    Returns:
+        An `openvino.InferRequest`.
+    """
+    import openvino
+
+    options = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
         # the default on processors with bfloat16 instructions would not be float32
         "INFERENCE_PRECISION_HINT": "f32",
     }
+    with own_signal_stack():
+        return openvino.Core().compile_model(model, "CPU", options).create_infer_request()
 
 
 def _variant(problem: Problem, name: str, *, is_int8: bool) -> Variant:
@@ -75,8 +88,7 @@ def _variant(problem: Problem, name: str, *, is_int8: bool) -> Variant:
     else:
         node = _convolution(problem, node, weight)
     model = openvino.Model([node], [parameter], "layer")
-    compiled = openvino.Core().compile_model(model, "CPU", cpu_config(problem.threads))
-    request = compiled.create_infer_request()
+    request = compiled_request(model, problem.threads)
     request.set_input_tensor(openvino.Tensor(x.numpy()))  # a copy: shared memory could be freed
     tolerance = INT8_TOLERANCE if is_int8 else FLOAT_TOLERANCE
     return Variant(name, _runner(request), partial(_rows, N=problem.shape.N), tolerance)
