@@ -39,13 +39,15 @@ sanitize: $(STAMP)  ## kernel tests under AddressSanitizer and UBSan
 check: lint typecheck  ## lint, types, layering
 	$(BIN)/pytest -q tests/test_layering.py
 
-lint: $(STAMP)   ## ruff
+lint: $(STAMP)   ## ruff and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror csrc/*/*.cpp csrc/*/*.h
 
-format: $(STAMP) ## ruff, changing files
+format: $(STAMP) ## ruff and clang-format, changing files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*/*.cpp csrc/*/*.h
 
 # mypy does not follow the mapping of kernels/ to ptq4adm.kernels, so it checks a tree of links
 typecheck: $(STAMP)  ## mypy, strict

@@ -34,9 +34,9 @@ int quantize_int8(Address x, int64_t rows, int64_t columns, int64_t row_stride, 
                   const char* isa, int64_t threads) {
   const ptq4adm::ActivationKernels& kernels = ptq4adm::select_activation_kernels(isa);
   const py::gil_scoped_release release;
-  return static_cast<int>(ptq4adm::quantize_int8(
-      kernels, {at<const float>(x), rows, columns, row_stride}, is_per_row,
-      output(table, table_size, step, scale, x_q), threads));
+  return static_cast<int>(
+      ptq4adm::quantize_int8(kernels, {at<const float>(x), rows, columns, row_stride}, is_per_row,
+                             output(table, table_size, step, scale, x_q), threads));
 }
 
 int groupnorm_silu_quantize(Address x, int64_t batch, int64_t pixels, int64_t channels,
@@ -45,18 +45,18 @@ int groupnorm_silu_quantize(Address x, int64_t batch, int64_t pixels, int64_t ch
                             int64_t table_size, Address step, Address scale, Address x_q,
                             const char* isa, int64_t threads) {
   const ptq4adm::ActivationKernels& kernels = ptq4adm::select_activation_kernels(isa);
-  const ptq4adm::GroupNorm norm{at<const float>(x), batch,  pixels, channels,
-                                batch_stride,       pixel_stride, groups,
-                                at<const float>(weight), at<const float>(bias), eps, is_silu};
+  const ptq4adm::GroupNorm norm{
+      at<const float>(x),    batch,        pixels, channels,
+      batch_stride,          pixel_stride, groups, at<const float>(weight),
+      at<const float>(bias), eps,          is_silu};
   const py::gil_scoped_release release;
   return static_cast<int>(ptq4adm::groupnorm_silu_quantize(
       kernels, norm, output(table, table_size, step, scale, x_q), threads));
 }
 
-int layernorm_quantize(Address x, int64_t rows, int64_t columns, int64_t row_stride,
-                       Address weight, Address bias, double eps, Address table,
-                       int64_t table_size, Address step, Address scale, Address x_q,
-                       const char* isa, int64_t threads) {
+int layernorm_quantize(Address x, int64_t rows, int64_t columns, int64_t row_stride, Address weight,
+                       Address bias, double eps, Address table, int64_t table_size, Address step,
+                       Address scale, Address x_q, const char* isa, int64_t threads) {
   const ptq4adm::ActivationKernels& kernels = ptq4adm::select_activation_kernels(isa);
   const py::gil_scoped_release release;
   return static_cast<int>(ptq4adm::layernorm_quantize(
@@ -69,9 +69,9 @@ int geglu_quantize(Address x, int64_t rows, int64_t columns, int64_t row_stride,
                    int64_t threads) {
   const ptq4adm::ActivationKernels& kernels = ptq4adm::select_activation_kernels(isa);
   const py::gil_scoped_release release;
-  return static_cast<int>(ptq4adm::geglu_quantize(
-      kernels, {at<const float>(x), rows, columns, row_stride},
-      output(table, table_size, step, scale, x_q), threads));
+  return static_cast<int>(
+      ptq4adm::geglu_quantize(kernels, {at<const float>(x), rows, columns, row_stride},
+                              output(table, table_size, step, scale, x_q), threads));
 }
 
 void activate(const std::string& function, Address x, int64_t count, Address y, const char* isa) {
@@ -91,8 +91,9 @@ void bind_activations(py::module_& module) {
   module.def("layernorm_quantize", &layernorm_quantize, "Layer norm, quantize; returns a status.");
   module.def("geglu_quantize", &geglu_quantize, "Gated GELU, quantize; returns a status.");
   module.def("activate", &activate, "SiLU or GELU alone, for tests of their accuracy.");
-  module.def("activation_isa",
-             [](const char* isa) { return ptq4adm::select_activation_kernels(isa).name; },
-             "Loops that a name stands for: avx512, avx2 or scalar.");
+  module.def(
+      "activation_isa",
+      [](const char* isa) { return ptq4adm::select_activation_kernels(isa).name; },
+      "Loops that a name stands for: avx512, avx2 or scalar.");
   module.attr("NON_FINITE") = static_cast<int>(ptq4adm::QuantizeStatus::kNonFinite);
 }

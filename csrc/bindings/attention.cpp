@@ -1,10 +1,10 @@
 #include "attention.h"
 
+#include <pybind11/stl.h>
+
 #include <array>
 #include <cstdint>
 #include <string>
-
-#include <pybind11/stl.h>
 
 #include "../cpu/attention.h"
 

@@ -35,8 +35,8 @@ ptq4adm::Output output_kind(const std::string& dtype) {
 bool matmul(const ptq4adm::Conv2dShape& shape, int bits, Address x_q, Address x2_q, Address qweight,
             Address w_mult, Address w_scale, Address x_scale, bool is_x_scale_per_row,
             Address x2_scale, bool is_x2_scale_per_row, Address bias, Address temb,
-            int64_t temb_rows, Address residual, bool is_geglu, Address out_scale, Address out, Address out2,
-            const std::string& out_dtype, const std::string& isa, int64_t threads) {
+            int64_t temb_rows, Address residual, bool is_geglu, Address out_scale, Address out,
+            Address out2, const std::string& out_dtype, const std::string& isa, int64_t threads) {
   ptq4adm::MatmulCall call{};
   call.bits = bits;
   call.x_q[0] = at<const int8_t>(x_q);
@@ -78,10 +78,14 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("matmul", &matmul, "Matrix product; False if an int8 output met NaN or infinity.");
   bind_activations(module);
   bind_attention(module);
-  module.def("best_isa", [] { return ptq4adm::select_kernels("auto").name; },
-             "Instruction set that this processor runs.");
-  module.def("check_isa", [](const std::string& isa) { ptq4adm::select_kernels(isa.c_str()); },
-             "Raises unless this processor runs the instruction set.", "isa"_a);
+  module.def(
+      "best_isa", [] { return ptq4adm::select_kernels("auto").name; },
+      "Instruction set that this processor runs.");
+  module.def(
+      "check_isa", [](const std::string& isa) { ptq4adm::select_kernels(isa.c_str()); },
+      "Raises unless this processor runs the instruction set.", "isa"_a);
+  module.def("is_compiled", &ptq4adm::is_compiled, "Whether this build holds an instruction set.",
+             "isa"_a);
   module.def("set_auto_isa", &ptq4adm::set_auto_isa,
              "What isa='auto' means from now on: 'auto', or an instruction set.", "isa"_a);
   module.def("threading", &ptq4adm::threading, "OpenMP or std::thread.");

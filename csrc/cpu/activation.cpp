@@ -50,8 +50,8 @@ QuantizeStatus quantize_tensor(const ActivationKernels& kernels, Matrix matrix,
   }
   const float inverse_scale = 1.0f / *out.scale;
   for_each_row(matrix.rows, matrix.columns, threads, [&](int64_t row, int64_t) {
-    largest.raise_to(kernels.quantize(matrix.x + row * matrix.row_stride, width(row),
-                                      inverse_scale, out.x_q + row * matrix.columns));
+    largest.raise_to(kernels.quantize(matrix.x + row * matrix.row_stride, width(row), inverse_scale,
+                                      out.x_q + row * matrix.columns));
   });
   return largest.status();
 }

@@ -20,7 +20,7 @@ enum class QuantizeStatus : int {
 
 // Where the result goes, and which scale it has.
 struct QuantizedOutput {
-  const float* table;   // static scales; null measures the scale
+  const float* table;  // static scales; null measures the scale
   int64_t table_size;
   const int64_t* step;  // row of the table in use; null for row 0, as with a table of one
   float* scale;         // written: one float, or one a row

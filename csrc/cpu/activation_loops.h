@@ -39,8 +39,7 @@ struct Affine {
   template <class Read>
   typename V::Float at(int64_t i, Read read) const {
     const typename V::Float centered = V::sub(read(row.x + i), read(row.shift + i));
-    const typename V::Float y =
-        V::multiply_add(centered, read(row.gain + i), read(row.offset + i));
+    const typename V::Float y = V::multiply_add(centered, read(row.gain + i), read(row.offset + i));
     return kSilu ? silu_of<V>(y) : y;
   }
 };
@@ -52,8 +51,7 @@ struct Normalized {
   template <class Read>
   typename V::Float at(int64_t i, Read read) const {
     const typename V::Float centered = V::sub(read(row.x + i), V::set(row.mean));
-    const typename V::Float y =
-        V::multiply_add(centered, V::set(row.rstd), V::set(row.correction));
+    const typename V::Float y = V::multiply_add(centered, V::set(row.rstd), V::set(row.correction));
     return V::multiply_add(y, read(row.weight + i), read(row.bias + i));
   }
 };
@@ -314,9 +312,17 @@ struct Loops {
   }
 
   static const ActivationKernels& table(const char* name) {
-    static const ActivationKernels kernels{
-        name,      absmax_bits, quantize, row_moments<V>, column_moments<V>, affine_absmax_bits,
-        affine_quantize, normalize, geglu, silu, gelu};
+    static const ActivationKernels kernels{name,
+                                           absmax_bits,
+                                           quantize,
+                                           row_moments<V>,
+                                           column_moments<V>,
+                                           affine_absmax_bits,
+                                           affine_quantize,
+                                           normalize,
+                                           geglu,
+                                           silu,
+                                           gelu};
     return kernels;
   }
 };

@@ -9,7 +9,9 @@
 
 namespace ptq4adm {
 
-const AttentionKernels* avx512_attention_kernels() { return &Attention<Avx512, 4>::table("avx512"); }
+const AttentionKernels* avx512_attention_kernels() {
+  return &Attention<Avx512, 4>::table("avx512");
+}
 
 }  // namespace ptq4adm
 

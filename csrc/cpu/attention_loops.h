@@ -21,7 +21,7 @@ struct Attention {
   using F = typename V::Float;
   static constexpr int64_t kRows = 6;
   static constexpr int64_t kColumns = kVectors * V::kWidth;
-  static constexpr int64_t kKeyBlock = 512;     // x 64 channels, keys and values: 256 KiB
+  static constexpr int64_t kKeyBlock = 512;  // x 64 channels, keys and values: 256 KiB
   static constexpr int64_t kQueryBlock = 192;
   static constexpr uint32_t kInfinityBits = 0x7f800000u;  // |x| >= this, as bits: infinity or NaN
 
@@ -73,7 +73,8 @@ struct Attention {
     }
   }
 
-  // --- packing ------------------------------------------------------------------------------------
+  // --- packing
+  // ------------------------------------------------------------------------------------
 
   static void pack_keys(const AttentionHead& head, float* packed) {
     for (int64_t first = 0; first < head.keys; first += kColumns) {
@@ -127,7 +128,8 @@ struct Attention {
     }
   }
 
-  // --- one tile of queries against one block of keys ----------------------------------------------
+  // --- one tile of queries against one block of keys
+  // ----------------------------------------------
 
   static void meet(const AttentionHead& head, int64_t r, int64_t key, const Scratch& scratch) {
     const int64_t keys = head.keys - key < kKeyBlock ? head.keys - key : kKeyBlock;
@@ -184,7 +186,8 @@ struct Attention {
       raw = V::max_magnitude(raw, score);
       if (bias != nullptr) {
         const int64_t left = keys - j;
-        score = V::add(score, left >= V::kWidth ? V::load(bias + j) : V::load_first(bias + j, left));
+        score =
+            V::add(score, left >= V::kWidth ? V::load(bias + j) : V::load_first(bias + j, left));
         V::store(scores + j, score);
         biased = V::max_magnitude(biased, score);
       }

@@ -5,8 +5,6 @@
 
 namespace ptq4adm {
 
-const AttentionKernels& scalar_attention_kernels() {
-  return Attention<Scalar, 4>::table("scalar");
-}
+const AttentionKernels& scalar_attention_kernels() { return Attention<Scalar, 4>::table("scalar"); }
 
 }  // namespace ptq4adm

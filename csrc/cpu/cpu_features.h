@@ -1,4 +1,5 @@
-// What this processor runs. __builtin_cpu_supports also asks whether the system saves the registers.
+// What this processor runs. __builtin_cpu_supports also asks whether the system saves the
+// registers.
 #pragma once
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -18,9 +19,7 @@ inline bool has_avx512() {
          __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0;
 }
 
-inline bool has_avx512_vnni() {
-  return has_avx512() && __builtin_cpu_supports("avx512vnni") != 0;
-}
+inline bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni") != 0; }
 
 // Older compilers do not know the name: CPUID leaf 7, subleaf 1, EAX bit 4.
 inline bool has_avx_vnni() {

@@ -78,8 +78,7 @@ void measure_part(const ActivationKernels& kernels, const GroupNorm& norm, const
   const int64_t pixels = std::min(cut.part_pixels, norm.pixels - first);
   const int64_t rows = pixels / cut.row_pixels, rest = pixels % cut.row_pixels;
   const int64_t stride = cut.row_pixels * norm.pixel_stride;
-  const float* x =
-      norm.x + (task / cut.parts) * norm.batch_stride + first * norm.pixel_stride;
+  const float* x = norm.x + (task / cut.parts) * norm.batch_stride + first * norm.pixel_stride;
   kernels.column_moments(x, rows, stride, cut.columns, moments);
   if (rest > 0) {
     kernels.column_moments(x + rows * stride, 1, stride, rest * norm.channels, moments);
@@ -123,10 +122,9 @@ void set_group(const GroupNorm& norm, const ColumnMoments& total, int64_t group,
   const double mean = sum / count;
   const double variance = squares / count - mean * mean;
   // an infinite variance would turn every number into the bias
-  const float rstd =
-      std::isfinite(variance)
-          ? static_cast<float>(1.0 / std::sqrt(std::max(0.0, variance) + norm.eps))
-          : std::numeric_limits<float>::quiet_NaN();
+  const float rstd = std::isfinite(variance)
+                         ? static_cast<float>(1.0 / std::sqrt(std::max(0.0, variance) + norm.eps))
+                         : std::numeric_limits<float>::quiet_NaN();
   const float rounded_mean = static_cast<float>(mean);
   const float rest = static_cast<float>(mean - static_cast<double>(rounded_mean));
   for (int64_t c = first; c < end; ++c) {
@@ -171,8 +169,8 @@ uint32_t largest_at_extremes(const ActivationKernels& kernels, const GroupNorm& 
 // Calls work(row, numbers, pixel) for every row of the image. The parts run backwards: what the
 // first pass read last is still in the cache.
 template <typename Work>
-void for_each_row(const GroupNorm& norm, const Cut& cut, const Affines& affines,
-                      int64_t threads, const Work& work) {
+void for_each_row(const GroupNorm& norm, const Cut& cut, const Affines& affines, int64_t threads,
+                  const Work& work) {
   const int64_t tasks = norm.batch * cut.parts;
   parallel_for(tasks, threads, [&](int64_t index, int64_t) {
     const int64_t task = tasks - 1 - index;
@@ -221,8 +219,7 @@ QuantizeStatus groupnorm_silu_quantize(const ActivationKernels& kernels, const G
   if (bits >= kActivationInfinity) return QuantizeStatus::kNonFinite;
   if (out.table == nullptr) {
     *out.scale = dynamic_scale(
-        norm.is_silu ? silu_absmax(kernels, norm, cut, moments, affines, threads)
-                     : as_float(bits));
+        norm.is_silu ? silu_absmax(kernels, norm, cut, moments, affines, threads) : as_float(bits));
   }
   const float inverse_scale = 1.0f / *out.scale;
   for_each_row(norm, cut, affines, threads,

@@ -9,9 +9,9 @@
 // (twice, high and low nibbles, for 8 bits on AVX2).
 // vpdpbusd and vpmaddubsw multiply unsigned by signed bytes. Where the weight takes the unsigned
 // side it is stored as w + weight_offset, and weight_offset * sum(x) of the row is what the
-// accumulator starts from, negated; where the activation does, it is copied as x + 128 and the chunk
-// starts from -128 * sum(w) of the channel. Sums may wrap on the way: the arithmetic is modulo 2^32
-// and the true sum fits, so the accumulator is exact.
+// accumulator starts from, negated; where the activation does, it is copied as x + 128 and the
+// chunk starts from -128 * sum(w) of the channel. Sums may wrap on the way: the arithmetic is
+// modulo 2^32 and the true sum fits, so the accumulator is exact.
 #pragma once
 
 #include <cstdint>
@@ -19,11 +19,9 @@
 
 namespace ptq4adm {
 
-constexpr int64_t kMaxRows = 6;        // largest Kernels::rows
-constexpr int64_t kPanel = 16;         // channels of a stored panel: ptq4adm/ops/prepack.py
-constexpr int64_t kMaxPanels = 4;      // largest Kernels::panels
-constexpr int64_t kBlockK = 64;        // ptq4adm/packing/layout.py: BLOCK_K
-constexpr int64_t kStepK = 4;          // k that one 32-bit lane multiplies at once
+constexpr int64_t kPanel = 16;   // channels of a stored panel: ptq4adm/ops/prepack.py
+constexpr int64_t kBlockK = 64;  // ptq4adm/packing/layout.py: BLOCK_K
+constexpr int64_t kStepK = 4;    // k that one 32-bit lane multiplies at once
 constexpr int32_t kActivationOffset = 128;
 
 // A stretch of K inside one kernel tap.
@@ -36,21 +34,21 @@ struct Run {
 
 // A chunk of one panel in its stored order (ptq4adm/ops/prepack.py), and where it is decoded to.
 struct DecodeCall {
-  const uint8_t* packed;    // first of `panels` stored panels at the chunk's first k
-  int64_t packed_stride;    // bytes from one stored panel to the next
-  int64_t panels;           // 1 .. 4
-  int64_t k;                // a multiple of 64
-  const int16_t* mult;      // [k / 64][panels][16 channels][2], each multiplier twice; groups only
+  const uint8_t* packed;  // first of `panels` stored panels at the chunk's first k
+  int64_t packed_stride;  // bytes from one stored panel to the next
+  int64_t panels;         // 1 .. 4
+  int64_t k;              // a multiple of 64
+  const int16_t* mult;    // [k / 64][panels][16 channels][2], each multiplier twice; groups only
   uint8_t* panel;
-  int32_t* channel_start;   // [panels * 16]: -128 * sum(w * mult); formats with offset activations
+  int32_t* channel_start;  // [panels * 16]: -128 * sum(w * mult); formats with offset activations
 };
 
 struct TileCall {
-  const int8_t* const* rows;     // [taps][Kernels::rows]: the channels that a tap reads
+  const int8_t* const* rows;  // [taps][Kernels::rows]: the channels that a tap reads
   const Run* runs;
   int64_t run_count;
   const uint8_t* panel;
-  const int16_t* mult;           // as in DecodeCall
+  const int16_t* mult;  // as in DecodeCall
   int64_t panels;
   const int32_t* row_start;      // [rows]: first value of each accumulator, or null: go on
   const int32_t* channel_start;  // [panels * 16]: added on entry, or null
@@ -59,22 +57,22 @@ struct TileCall {
 
 // Rows and columns of one output tile, pointing at its first element.
 struct TileEpilogue {
-  const int32_t* acc;       // [rows][acc_stride]
-  const int32_t* acc2;      // second K segment, or null
+  const int32_t* acc;   // [rows][acc_stride]
+  const int32_t* acc2;  // second K segment, or null
   int64_t acc_stride;
-  const float* x_scale;     // read at row * x_scale_stride (0 or 1)
+  const float* x_scale;  // read at row * x_scale_stride (0 or 1)
   const float* x2_scale;
   int64_t x_scale_stride;
   int64_t x2_scale_stride;
-  const float* w_scale;     // [columns]
-  const float* bias;        // [columns], or null
-  const float* temb;        // [B, N] at the tile's first column, or null
-  const float* residual;    // [M, N] at the tile's first element, or null
-  int64_t first_row;        // m of the tile's first row
-  int64_t rows_per_temb;    // M / B
-  int64_t stride;           // N: row stride of temb and residual
+  const float* w_scale;   // [columns]
+  const float* bias;      // [columns], or null
+  const float* temb;      // [B, N] at the tile's first column, or null
+  const float* residual;  // [M, N] at the tile's first element, or null
+  int64_t first_row;      // m of the tile's first row
+  int64_t rows_per_temb;  // M / B
+  int64_t stride;         // N: row stride of temb and residual
   int64_t rows;
-  int64_t columns;          // 1 .. acc_stride
+  int64_t columns;  // 1 .. acc_stride
 };
 
 // How one kind of weight is multiplied.
@@ -88,9 +86,9 @@ struct Format {
 
 struct Kernels {
   const char* name;
-  int64_t rows;     // of a tile
-  int64_t panels;   // stored panels side by side in the widest tile
-  int64_t chunk_k;  // decoded at a time: the panel stays in the cache it is read from
+  int64_t rows;          // of a tile
+  int64_t panels;        // stored panels side by side in the widest tile
+  int64_t chunk_k;       // decoded at a time: the panel stays in the cache it is read from
   int64_t panel_copies;  // bytes of a panel per weight: 2 where W8 is split into nibbles
   Format w4, w4_groups, w8;
 
@@ -117,8 +115,11 @@ const Kernels& emulated_avx512_vnni_kernels();
 // std::runtime_error for an instruction set that this processor or this build lacks.
 const Kernels& select_kernels(const char* isa);
 
-// What "auto" means from now on, in the whole process and for every kernel: "auto" (the fastest that
-// runs, the default) or a name. For comparing instruction sets; throws like select_kernels.
+// Whether this build holds an instruction set, whatever the processor runs.
+bool is_compiled(const std::string& isa);
+
+// What "auto" means from now on, in the whole process and for every kernel: "auto" (the fastest
+// that runs, the default) or a name. For comparing instruction sets; throws like select_kernels.
 void set_auto_isa(const std::string& isa);
 std::string auto_isa();
 

@@ -2,11 +2,11 @@
 //
 // W4: the weight enters as w + 8 in 0..15, so one vpmaddubsw gives pair sums of at most
 // 2 * 15 * 128 = 3840 and eight of them (32 k) add up exactly in int16 (30720 < 32768) before one
-// vpmaddwd by ones widens to int32. In group mode the sum of the activations would need a multiplier
-// a channel, so there the activation is the unsigned side, x + 128, with the weight in -8..7: eight
-// steps reach 2 * 255 * 8 * 8 = 32640, and vpmaddwd multiplies by the group's multiplier.
-// W8: a pair sum of u8 and s8 would saturate, so w + 128 is split into two nibbles with a chain each
-// (190 GOPS; moving the sign to the weight and widening every pair sum gave 178).
+// vpmaddwd by ones widens to int32. In group mode the sum of the activations would need a
+// multiplier a channel, so there the activation is the unsigned side, x + 128, with the weight in
+// -8..7: eight steps reach 2 * 255 * 8 * 8 = 32640, and vpmaddwd multiplies by the group's
+// multiplier. W8: a pair sum of u8 and s8 would saturate, so w + 128 is split into two nibbles with
+// a chain each (190 GOPS; moving the sign to the weight and widening every pair sum gave 178).
 
 #include "epilogue.h"
 #include "kernels.h"
@@ -32,7 +32,8 @@ __m256i broadcast32(const void* p) {
   return _mm256_set1_epi32(value);
 }
 
-// --- W4: chains of int16 --------------------------------------------------------------------------
+// --- W4: chains of int16
+// --------------------------------------------------------------------------
 
 void accumulate(int32_t* acc, __m256i term) { store256(acc, _mm256_add_epi32(load256(acc), term)); }
 
@@ -174,7 +175,8 @@ void tile_w4_groups(const TileCall& call) {
   }
 }
 
-// --- W8: two chains, one for each nibble of w + 128 ------------------------------------------------
+// --- W8: two chains, one for each nibble of w + 128
+// ------------------------------------------------
 
 // High nibbles of the whole chunk, then the low ones.
 void decode_w8(const DecodeCall& call) {
@@ -213,7 +215,8 @@ int32_t sum_row(const int8_t* row, int64_t channels) {
   __m256i sum = _mm256_setzero_si256();
   int64_t c = 0;
   for (; c + 32 <= channels; c += 32) {
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(ones8, load256(row + c)), ones16));
+    sum = _mm256_add_epi32(
+        sum, _mm256_madd_epi16(_mm256_maddubs_epi16(ones8, load256(row + c)), ones16));
   }
   alignas(32) int32_t lanes[8];
   store256(lanes, sum);
@@ -223,7 +226,8 @@ int32_t sum_row(const int8_t* row, int64_t channels) {
   return total;
 }
 
-// --- float parts ----------------------------------------------------------------------------------
+// --- float parts
+// ----------------------------------------------------------------------------------
 
 __m256 scaled(const int32_t* acc, __m256 scale) {
   return _mm256_mul_ps(_mm256_cvtepi32_ps(load256(acc)), scale);

@@ -1,7 +1,7 @@
 // AVX-512 VNNI inner loops: tiles of 6 rows x 64 channels in 24 of the 32 registers.
 //
-// A step of 4 k is 4 weight loads, 6 broadcasts and 24 vpdpbusd: where two of these run a cycle, the
-// loads hide behind them. Compiled with -mavx512vnni; includes no standard-library templates.
+// A step of 4 k is 4 weight loads, 6 broadcasts and 24 vpdpbusd: where two of these run a cycle,
+// the loads hide behind them. Compiled with -mavx512vnni; includes no standard-library templates.
 
 #include "epilogue.h"
 #include "kernels.h"
@@ -44,7 +44,8 @@ struct Avx512Vnni {
   }
 
   static Vector scale_nibbles(Vector nibbles, Vector mult) {
-    const __m512i even = _mm512_mullo_epi16(_mm512_and_si512(nibbles, _mm512_set1_epi16(0xFF)), mult);
+    const __m512i even =
+        _mm512_mullo_epi16(_mm512_and_si512(nibbles, _mm512_set1_epi16(0xFF)), mult);
     const __m512i odd = _mm512_mullo_epi16(_mm512_srli_epi16(nibbles, 8), mult);
     const __m512i product = _mm512_or_si512(even, _mm512_slli_epi16(odd, 8));
     const __m512i byte_mult = _mm512_or_si512(mult, _mm512_slli_epi16(mult, 8));

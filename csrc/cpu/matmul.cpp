@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "parallel.h"
+#include "positions.h"
 #include "tiling.h"
 #include "workspace.h"
 
@@ -23,7 +24,7 @@ constexpr int64_t kCopyBytes = 1 << 16;  // of activations, copied by one task
 
 // One K segment, as all tasks see it.
 struct Segment {
-  const int8_t* x;          // NHWC, `channels` a multiple of 4
+  const int8_t* x;  // NHWC, `channels` a multiple of 4
   int64_t channels;
   std::vector<Chunk> chunks;
 };
@@ -34,10 +35,11 @@ class Matmul {
          const MatmulCall& call, int64_t threads)
       : kernels_(kernels),
         activations_(activations),
-        format_(call.bits == 8 ? kernels.w8 : call.w_mult ? kernels.w4_groups : kernels.w4),
+        format_(call.bits == 8 ? kernels.w8
+                : call.w_mult  ? kernels.w4_groups
+                               : kernels.w4),
         shape_(shape),
         call_(call),
-
         stored_panels_(ceil_div(result_channels(), kPanel)),
         panel_bytes_(shape.k_padded() * kPanel * call.bits / 8),
         tiling_(kernels, shape, result_channels(), threads),
@@ -101,8 +103,6 @@ class Matmul {
     }
   }
 
-  // --- activations ------------------------------------------------------------------------------
-
   bool needs_copy(int segment) const {
     const int64_t channels = shape_.channels[static_cast<size_t>(segment)];
     return format_.is_activation_offset || channels % kStepK != 0;
@@ -123,8 +123,8 @@ class Matmul {
   // or the activation is the unsigned side.
   void copy_activations() {
     const int flip = format_.is_activation_offset ? kActivationOffset : 0;
-    std::memset(zeros_, flip, static_cast<size_t>(std::max(segments_[0].channels,
-                                                           segments_[1].channels)));
+    std::memset(zeros_, flip,
+                static_cast<size_t>(std::max(segments_[0].channels, segments_[1].channels)));
     for (int segment = 0; segment < segments(); ++segment) {
       if (!needs_copy(segment)) continue;
       const int64_t channels = shape_.channels[static_cast<size_t>(segment)];
@@ -157,49 +157,12 @@ class Matmul {
     }
   }
 
-  // An output position. Stepping to the next one needs no division.
-  struct Position {
-    int64_t sample, row, column;
-  };
-
-  Position position(int64_t m) const {
-    const int64_t line = m / shape_.out_size[1];
-    return {line / shape_.out_size[0], line % shape_.out_size[0], m % shape_.out_size[1]};
-  }
-
-  void advance(Position& at) const {
-    if (++at.column < shape_.out_size[1]) return;
-    at.column = 0;
-    if (++at.row < shape_.out_size[0]) return;
-    at.row = 0;
-    ++at.sample;
-  }
-
-  // Calls visit(tap, pixel in memory, or -1 in the zero padding) for every kernel tap.
-  template <typename Visit>
-  void for_each_tap(const Position& at, const Visit& visit) const {
-    const int64_t top = at.row * shape_.stride[0] - shape_.padding[0];
-    const int64_t left = at.column * shape_.stride[1] - shape_.padding[1];
-    int64_t tap = 0;
-    for (int64_t i = 0; i < shape_.kernel_size[0]; ++i) {
-      const int64_t row = top + i * shape_.dilation[0];
-      const bool is_inside = row >= 0 && row < shape_.upsample[0];
-      const int64_t line =
-          is_inside ? (at.sample * shape_.height + shape_.source_row[row]) * shape_.width : 0;
-      for (int64_t j = 0; j < shape_.kernel_size[1]; ++j, ++tap) {
-        const int64_t column = left + j * shape_.dilation[1];
-        const bool is_real = is_inside && column >= 0 && column < shape_.upsample[1];
-        visit(tap, is_real ? line + shape_.source_column[column] : int64_t{-1});
-      }
-    }
-  }
-
   // Fills the row pointers of a block and what its accumulators start from.
   void find_rows(int index, int64_t first_row, int64_t rows, const Workspace& workspace) const {
     const Segment& segment = segments_[index];
     const int64_t taps = shape_.taps(), tile_rows = kernels_.rows;
     const int32_t* pixel_sums = pixel_sums_[index];
-    Position at = position(first_row);
+    Position at(shape_, first_row);
     for (int64_t r = 0; r < round_up(rows, tile_rows); ++r) {
       const int8_t** out = workspace.rows[index] + r / tile_rows * taps * tile_rows + r % tile_rows;
       if (r >= rows) {  // rows past the end fill the last tile
@@ -208,7 +171,7 @@ class Matmul {
         continue;
       }
       uint32_t sum = 0;
-      for_each_tap(at, [&](int64_t tap, int64_t pixel) {
+      for_each_tap(shape_, at, [&](int64_t tap, int64_t pixel) {
         out[tap * tile_rows] = pixel < 0 ? zeros_ : segment.x + pixel * segment.channels;
         if (pixel_sums != nullptr && pixel >= 0) sum += static_cast<uint32_t>(pixel_sums[pixel]);
       });
@@ -217,11 +180,9 @@ class Matmul {
       }
       const uint32_t start = 0u - static_cast<uint32_t>(format_.weight_offset) * sum;
       workspace.row_start[index][r] = static_cast<int32_t>(start);
-      advance(at);
+      at.advance(shape_);
     }
   }
-
-  // --- accumulation -----------------------------------------------------------------------------
 
   // Half of a gated pair: the values wait in the workspace until their gates are there.
   enum class Part { kWhole, kValue, kGate };
@@ -295,8 +256,6 @@ class Matmul {
     tile.acc = workspace.acc[index] + r * panels * kPanel;
     format_.tile(tile);
   }
-
-  // --- output -----------------------------------------------------------------------------------
 
   // Rows r .. r + rows of the block.
   void write(const Panel& panel, int64_t first_row, int64_t r, int64_t rows,
@@ -394,7 +353,7 @@ class Matmul {
   const Tiling tiling_;
   const int64_t threads_;
   Segment segments_[2] = {};
-  int8_t* zeros_ = nullptr;      // what padding reads
+  int8_t* zeros_ = nullptr;  // what padding reads
   int8_t* copies_[2] = {};
   int32_t* pixel_sums_[2] = {};  // convolutions with an offset weight
   std::atomic<bool> is_finite_{true};

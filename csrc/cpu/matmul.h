@@ -25,7 +25,7 @@ struct Conv2dShape {
   Pair channels;                 // of each K segment; 0 for a segment that is not there
   int64_t out_channels;          // N
   Pair kernel_size, stride, padding, dilation;
-  Pair upsample;                 // size the input is enlarged to; its own size for none
+  Pair upsample;  // size the input is enlarged to; its own size for none
   Pair out_size;
   std::vector<int64_t> source_row, source_column;  // enlarged index -> index in memory
 
@@ -42,21 +42,21 @@ struct Conv2dShape {
 enum class Output { kFloat32, kInt8, kInt32 };
 
 struct MatmulCall {
-  int bits;                     // 4 or 8, of the weight
-  const int8_t* x_q[2];         // NHWC, one a segment; the second may be null
-  const void* qweight;          // cpu order
-  const uint8_t* w_mult;        // [N, Kp / 64], or null
-  const float* w_scale;         // [N]
-  const float* x_scale[2];      // one float, or one a row
+  int bits;                 // 4 or 8, of the weight
+  const int8_t* x_q[2];     // NHWC, one a segment; the second may be null
+  const void* qweight;      // cpu order
+  const uint8_t* w_mult;    // [N, Kp / 64], or null
+  const float* w_scale;     // [N]
+  const float* x_scale[2];  // one float, or one a row
   bool is_x_scale_per_row[2];
-  const float* bias;            // [N], or null
-  const float* temb;            // [temb_rows, N], or null
+  const float* bias;  // [N], or null
+  const float* temb;  // [temb_rows, N], or null
   int64_t temb_rows;
-  const float* residual;        // [M, N], or null
-  bool is_geglu;                // result [M, N / 2]: first half * gelu(second half); N / 2 in
-                                // multiples of 16
-  const float* out_scale;       // one float, for kInt8
-  void* out[2];                 // [M, N]; kInt32 writes one a segment, the others only the first
+  const float* residual;   // [M, N], or null
+  bool is_geglu;           // result [M, N / 2]: first half * gelu(second half); N / 2 in
+                           // multiples of 16
+  const float* out_scale;  // one float, for kInt8
+  void* out[2];            // [M, N]; kInt32 writes one a segment, the others only the first
   Output output;
 };
 

@@ -1,6 +1,7 @@
 // Spreads independent tasks over threads: OpenMP where the compiler has it, else std::thread.
 //
-// The module binds to the OpenMP runtime that is already loaded (PyTorch's), so both share one pool.
+// The module binds to the OpenMP runtime that is already loaded (PyTorch's), so both share one
+// pool.
 #pragma once
 
 #include <algorithm>

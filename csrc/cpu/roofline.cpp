@@ -13,8 +13,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t kUnroll = 12;               // accumulators: more than latency times ports
-constexpr int64_t kRounds = 20000;            // of a chain between two looks at the clock
+constexpr int64_t kUnroll = 12;                  // accumulators: more than latency times ports
+constexpr int64_t kRounds = 20000;               // of a chain between two looks at the clock
 constexpr size_t kCopyBytes = size_t{96} << 20;  // a buffer of one thread: beyond any L3 share
 
 double seconds_since(Clock::time_point start) {
@@ -26,26 +26,25 @@ double seconds_since(Clock::time_point start) {
 // Registers 0 to 11 accumulate, 12 to 14 are operands and scratch. Zeroed first: a denormal or a
 // NaN left over from elsewhere would change the speed.
 #define PTQ4ADM_CLEAR(i) "vpxor %%xmm" #i ", %%xmm" #i ", %%xmm" #i "\n\t"
-#define PTQ4ADM_TWELVE(f) \
-  f(0) f(1) f(2) f(3) f(4) f(5) f(6) f(7) f(8) f(9) f(10) f(11)
-#define PTQ4ADM_CHAIN(name, body)                                                                \
-  void name(int64_t rounds) {                                                                    \
+#define PTQ4ADM_TWELVE(f) f(0) f(1) f(2) f(3) f(4) f(5) f(6) f(7) f(8) f(9) f(10) f(11)
+#define PTQ4ADM_CHAIN(name, body)                                                                  \
+  void name(int64_t rounds) {                                                                      \
     asm volatile(PTQ4ADM_TWELVE(PTQ4ADM_CLEAR) PTQ4ADM_CLEAR(12) PTQ4ADM_CLEAR(13)               \
                  PTQ4ADM_CLEAR(14) "1:\n\t" PTQ4ADM_TWELVE(body) "dec %0\n\tjnz 1b\n\t"          \
                  "vzeroupper\n\t"                                                                \
                  : "+r"(rounds)                                                                  \
                  :                                                                               \
                  : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", \
-                   "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14");                         \
+                   "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14"); \
   }
 
 #define PTQ4ADM_FMA_256(i) "vfmadd231ps %%ymm12, %%ymm13, %%ymm" #i "\n\t"
 #define PTQ4ADM_FMA_512(i) "vfmadd231ps %%zmm12, %%zmm13, %%zmm" #i "\n\t"
-#define PTQ4ADM_MADDUBS_256(i)                    \
-  "vpmaddubsw %%ymm12, %%ymm13, %%ymm14\n\t"      \
+#define PTQ4ADM_MADDUBS_256(i)               \
+  "vpmaddubsw %%ymm12, %%ymm13, %%ymm14\n\t" \
   "vpaddw %%ymm14, %%ymm" #i ", %%ymm" #i "\n\t"
-#define PTQ4ADM_MADDUBS_512(i)                    \
-  "vpmaddubsw %%zmm12, %%zmm13, %%zmm14\n\t"      \
+#define PTQ4ADM_MADDUBS_512(i)               \
+  "vpmaddubsw %%zmm12, %%zmm13, %%zmm14\n\t" \
   "vpaddw %%zmm14, %%zmm" #i ", %%zmm" #i "\n\t"
 #define PTQ4ADM_DPBUSD_256(i) "vpdpbusd %%ymm12, %%ymm13, %%ymm" #i "\n\t"
 #define PTQ4ADM_DPBUSD_512(i) "vpdpbusd %%zmm12, %%zmm13, %%zmm" #i "\n\t"
@@ -180,7 +179,8 @@ std::string peak_missing(const std::string& kind) {
 double measure_peak(const std::string& kind, double milliseconds, int64_t threads) {
   const std::string missing = peak_missing(kind);
   if (!missing.empty()) {
-    throw std::runtime_error("peak '" + kind + "' cannot be measured on this processor: " + missing);
+    throw std::runtime_error("peak '" + kind +
+                             "' cannot be measured on this processor: " + missing);
   }
   if (threads < 1 || !(milliseconds > 0)) {
     throw std::invalid_argument("threads and milliseconds must be positive");

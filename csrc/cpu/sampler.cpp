@@ -60,7 +60,8 @@ const char* sampler_missing() { return nullptr; }
 
 void sampler_start() {
   if (is_running) throw std::runtime_error("the instruction sampler runs already; stop it first");
-  for (auto* counter : {&total, &sse, &bits128, &bits256, &bits512, &evex, &dpbusd}) counter->store(0);
+  for (auto* counter : {&total, &sse, &bits128, &bits256, &bits512, &evex, &dpbusd})
+    counter->store(0);
   struct sigaction action = {};
   action.sa_sigaction = on_signal;
   action.sa_flags = SA_SIGINFO | SA_RESTART;
@@ -80,14 +81,10 @@ InstructionCounts sampler_stop() {
   if (!is_running) throw std::runtime_error("the instruction sampler does not run; start it first");
   const itimerval off{};
   setitimer(ITIMER_PROF, &off, nullptr);
-  // a signal already on its way would end the process under the default action
-  const bool was_default = !(previous_action.sa_flags & SA_SIGINFO) &&
-                           previous_action.sa_handler == SIG_DFL;
-  if (was_default) {
-    signal(SIGPROF, SIG_IGN);
-  } else {
-    sigaction(SIGPROF, &previous_action, nullptr);
-  }
+  // the default action would end the process on a signal already on its way: ignoring it discards
+  // it
+  signal(SIGPROF, SIG_IGN);
+  sigaction(SIGPROF, &previous_action, nullptr);
   is_running = false;
   return {total, sse, bits128, bits256, bits512, evex, dpbusd};
 }
@@ -101,7 +98,8 @@ namespace ptq4adm {
 const char* sampler_missing() { return "needs Linux on x86-64"; }
 
 void sampler_start() {
-  throw std::runtime_error(std::string("instructions cannot be sampled here: ") + sampler_missing());
+  throw std::runtime_error(std::string("instructions cannot be sampled here: ") +
+                           sampler_missing());
 }
 
 InstructionCounts sampler_stop() {

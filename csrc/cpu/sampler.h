@@ -16,8 +16,8 @@ struct InstructionCounts {
   int64_t bits128;  // VEX or EVEX vector instructions by vector length
   int64_t bits256;
   int64_t bits512;
-  int64_t evex;     // AVX-512 encodings of any length
-  int64_t dpbusd;   // vpdpbusd(s), either encoding: VNNI
+  int64_t evex;    // AVX-512 encodings of any length
+  int64_t dpbusd;  // vpdpbusd(s), either encoding: VNNI
 };
 
 // Why sampling cannot run here, or null.

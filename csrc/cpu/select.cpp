@@ -49,18 +49,27 @@ void set_auto_isa(const std::string& isa) {
   auto_name = isa == "auto" ? "auto" : select_kernels(isa.c_str()).name;
 }
 
+bool is_compiled(const std::string& isa) {
+  if (isa == "avx512_vnni") return avx512_vnni_kernels() != nullptr;
+  if (isa == "avx_vnni") return avx_vnni_kernels() != nullptr;
+  if (isa == "avx2") return avx2_kernels() != nullptr;
+  return isa == "scalar";
+}
+
 const Kernels& select_kernels(const char* isa) {
   const std::string name = std::string(isa) == "auto" ? auto_isa() : isa;
   for (const Choice& choice : kChoices) {
     if (name != "auto" && name != choice.name) continue;
     if (const Kernels* kernels = choice.kernels()) return *kernels;
     if (name == choice.name) {
-      throw std::runtime_error("isa '" + name + "' is not available on this processor or in this "
+      throw std::runtime_error("isa '" + name +
+                               "' is not available on this processor or in this "
                                "build; use isa='auto'");
     }
   }
   if (const Kernels* kernels = emulated(name)) return *kernels;
-  throw std::invalid_argument("isa '" + name + "' is unknown; use auto, avx512_vnni, avx_vnni, "
+  throw std::invalid_argument("isa '" + name +
+                              "' is unknown; use auto, avx512_vnni, avx_vnni, "
                               "avx2 or scalar");
 }
 

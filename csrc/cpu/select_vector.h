@@ -21,12 +21,14 @@ const Table& select_vector_kernels(const std::string& wanted, const Table& scala
   const bool is_emulated = isa.rfind("emulated_", 0) == 0;  // only test builds get this far with it
   if (isa == "scalar" || is_emulated) return scalar;
   if (isa != "avx512_vnni" && isa != "avx_vnni" && isa != "avx2") {
-    throw std::invalid_argument("isa '" + isa + "' is unknown; use auto, avx512_vnni, avx_vnni, "
+    throw std::invalid_argument("isa '" + isa +
+                                "' is unknown; use auto, avx512_vnni, avx_vnni, "
                                 "avx2 or scalar");
   }
   const Table* chosen = isa == "avx512_vnni" ? wide : narrow;
   if (chosen == nullptr) {
-    throw std::runtime_error("isa '" + isa + "' is not available on this processor or in this "
+    throw std::runtime_error("isa '" + isa +
+                             "' is not available on this processor or in this "
                              "build; use isa='auto'");
   }
   return *chosen;

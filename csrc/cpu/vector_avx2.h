@@ -23,10 +23,10 @@ struct Avx2 {
   static void store(float* p, __m256 v) { _mm256_storeu_ps(p, v); }
   static void store_first(float* p, __m256 v, int64_t n) { _mm256_maskstore_ps(p, first(n), v); }
 
-  static __m128i to_int8(__m256 v) {  // in the low 8 bytes
+  static __m128i to_int8(__m256 v) {                // in the low 8 bytes
     const __m256i rounded = _mm256_cvtps_epi32(v);  // to even, the default rounding mode
-    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(rounded),
-                                          _mm256_extracti128_si256(rounded, 1));
+    const __m128i words =
+        _mm_packs_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
     return _mm_packs_epi16(words, words);
   }
   static void store_int8(int8_t* p, __m256 v) {
@@ -46,9 +46,7 @@ struct Avx2 {
   static __m256 min(__m256 a, __m256 b) { return _mm256_min_ps(a, b); }
   static __m256 max(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
   static __m256 multiply_add(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
-  static __m256 multiply_subtract(__m256 a, __m256 b, __m256 c) {
-    return _mm256_fmsub_ps(a, b, c);
-  }
+  static __m256 multiply_subtract(__m256 a, __m256 b, __m256 c) { return _mm256_fmsub_ps(a, b, c); }
   static __m256 round(__m256 v) {
     return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }

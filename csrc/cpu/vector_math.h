@@ -1,6 +1,6 @@
 // Elementary functions of one vector, over the vector types of vector_scalar.h, vector_avx2.h and
-// vector_avx512.h. Everything here has internal linkage: each instruction set's file compiles its own
-// copy, so the linker can never put AVX code where the portable kernels call it.
+// vector_avx512.h. Everything here has internal linkage: each instruction set's file compiles its
+// own copy, so the linker can never put AVX code where the portable kernels call it.
 //
 // A vector type V has kWidth lanes and
 //   load, load_first(p, n)     the lanes from n on are zero
@@ -38,9 +38,8 @@ typename V::Float exponential(typename V::Float x) {
   using F = typename V::Float;
   const F bounded = V::max(V::min(x, V::set(87.0f)), V::set(-87.0f));
   const F factor = V::set(1.44269504f);  // 1 / ln 2
-  return power_of_two<V>(V::mul(bounded, factor), [&](F n) {
-    return V::multiply_subtract(bounded, factor, n);
-  });
+  return power_of_two<V>(V::mul(bounded, factor),
+                         [&](F n) { return V::multiply_subtract(bounded, factor, n); });
 }
 
 // silu(x) = x / (1 + e^-x), within 4e-7 + 1e-7 |x| of itself for |x| <= 86 (2e-8 |x| where products
@@ -50,9 +49,8 @@ typename V::Float silu_of(typename V::Float x) {
   using F = typename V::Float;
   const F bounded = V::max(V::min(x, V::set(86.0f)), V::set(-86.0f));
   const F factor = V::set(-1.44269504f);  // -1 / ln 2
-  const F power = power_of_two<V>(V::mul(bounded, factor), [&](F n) {
-    return V::multiply_subtract(bounded, factor, n);
-  });
+  const F power = power_of_two<V>(V::mul(bounded, factor),
+                                  [&](F n) { return V::multiply_subtract(bounded, factor, n); });
   return V::div(x, V::add(V::set(1.0f), power));
 }
 

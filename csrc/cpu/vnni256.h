@@ -14,7 +14,7 @@ namespace {
 struct Vector256 {
   using Vector = __m256i;
   static constexpr int64_t kBytes = 32;
-  static constexpr int64_t kRows = 6;    // 12 accumulators, 2 weights, 1 broadcast: 15 of 16
+  static constexpr int64_t kRows = 6;  // 12 accumulators, 2 weights, 1 broadcast: 15 of 16
   static constexpr int64_t kPanels = 1;
 
   static Vector load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
@@ -43,7 +43,8 @@ struct Vector256 {
   }
 
   static Vector scale_nibbles(Vector nibbles, Vector mult) {
-    const __m256i even = _mm256_mullo_epi16(_mm256_and_si256(nibbles, _mm256_set1_epi16(0xFF)), mult);
+    const __m256i even =
+        _mm256_mullo_epi16(_mm256_and_si256(nibbles, _mm256_set1_epi16(0xFF)), mult);
     const __m256i odd = _mm256_mullo_epi16(_mm256_srli_epi16(nibbles, 8), mult);
     const __m256i product = _mm256_or_si256(even, _mm256_slli_epi16(odd, 8));
     const __m256i byte_mult = _mm256_or_si256(mult, _mm256_slli_epi16(mult, 8));

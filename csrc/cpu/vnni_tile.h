@@ -101,8 +101,8 @@ void vnni_decode_w4(const DecodeCall& call) {
   });
 }
 
-// w * mult + 128 = nibble * mult + (128 - 8 * mult), byte by byte and modulo 256: the result lies in
-// 8 .. 248, and a product of two nibbles in 16-bit lanes never reaches the neighbouring byte.
+// w * mult + 128 = nibble * mult + (128 - 8 * mult), byte by byte and modulo 256: the result lies
+// in 8 .. 248, and a product of two nibbles in 16-bit lanes never reaches the neighbouring byte.
 template <typename Simd>
 void vnni_decode_w4_groups(const DecodeCall& call) {
   constexpr int64_t kStepsPerBlock = kBlockK / kStepK;

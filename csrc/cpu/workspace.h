@@ -30,14 +30,14 @@ class Arena {
 
 // One thread's buffers.
 struct Workspace {
-  const int8_t** rows[2];     // [tiles][taps][rows of a tile], one a segment
-  int32_t* row_start[2];      // [block_rows], -weight_offset * sum(x)
-  uint8_t* panel;             // a decoded chunk
-  int16_t* mult;              // its multipliers
-  int32_t* channel_start;     // [width]
-  int32_t* acc[2];            // [block_rows][width]
-  float* staging;             // [rows of a tile][width], floats on their way to int8
-  float* values;              // [block_rows][width], of a gated pair; or null
+  const int8_t** rows[2];  // [tiles][taps][rows of a tile], one a segment
+  int32_t* row_start[2];   // [block_rows], -weight_offset * sum(x)
+  uint8_t* panel;          // a decoded chunk
+  int16_t* mult;           // its multipliers
+  int32_t* channel_start;  // [width]
+  int32_t* acc[2];         // [block_rows][width]
+  float* staging;          // [rows of a tile][width], floats on their way to int8
+  float* values;           // [block_rows][width], of a gated pair; or null
 
   Workspace(Arena& arena, const Kernels& kernels, int64_t block_rows, int64_t taps, int segments,
             bool is_gated) {

@@ -201,7 +201,7 @@ def model_layers(model: str) -> tuple[ModelLayer, ...]:
         module.register_forward_pre_hook(_counter(counts, is_upsampled="upsamplers" in name))
     latents, conditioning = step_inputs(model, device="meta")
     with torch.inference_mode():
-        unet(latents, TIMESTEP, **conditioning)
+        unet(latents, torch.tensor(TIMESTEP, device="meta"), **conditioning)
     return tuple(ModelLayer(model, shape, count) for shape, count in counts.items())
 
 

@@ -15,6 +15,8 @@ from ptq4adm.bench.rows import read_rows, write_rows
 
 RUNS, KERNELS, PEAKS, UNET = "cpu-runs.csv", "cpu-kernels.csv", "cpu-peaks.csv", "cpu-unet.csv"
 _CONFIGURATION = ("device", "isa", "threads", "bits")
+# what is measured together, so that every ratio is of one run
+_TOGETHER = {KERNELS: ("model", "shape"), PEAKS: ("kind", "threads"), UNET: ("model",)}
 
 
 def save_result(
@@ -26,7 +28,8 @@ def save_result(
         folder: of the files.
         run: the run's row, without its name.
         tables: file name (`KERNELS`, `PEAKS`, `UNET`) to rows. A row replaces those of an earlier
-            run of the same configuration, and of the same model where it names one.
+            run of the same configuration that were measured together with its namesake: the
+            variants of one shape, or of one model's step.
 
     Returns:
         The run's name.
@@ -45,11 +48,11 @@ def save_result(
     kept: dict[str, list[dict[str, Any]]] = {}
     for file in (KERNELS, PEAKS, UNET):
         new = [{"run": name, **row} for row in tables.get(file, ())]
-        models = {row.get("model") for row in new}
+        measured = {_together(file, row) for row in new}
         old = [
             row
             for row in _read(folder / file)
-            if not (row["run"] in same and row.get("model") in models)
+            if not (row["run"] in same and _together(file, row) in measured)
         ]
         kept[file] = [*old, *new]
     runs[name] = {"run": name, **run}
@@ -59,6 +62,10 @@ def save_result(
         if rows:
             write_rows(folder / file, rows)
     return name
+
+
+def _together(file: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row.get(column)) for column in _TOGETHER[file])
 
 
 def read_table(folder: Path, file: str) -> list[dict[str, str]]:

@@ -53,6 +53,11 @@ def isa_unavailable_reason(isa: str) -> str | None:
     return None
 
 
+def is_compiled(isa: str) -> bool:
+    """Return whether the compiled module holds an instruction set, whatever this processor runs."""
+    return _cpu.is_compiled(isa)
+
+
 def limit_isa(isa: str) -> None:
     """Hold every kernel of this process to an instruction set: for comparisons.
 

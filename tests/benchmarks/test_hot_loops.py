@@ -29,5 +29,6 @@ def test_hot_loops_do_not_spill() -> None:
     )
     assert done.returncode == 0, done.stderr
     spills = re.findall(r"^(\S+) .* (\d+) stack references$", done.stdout, re.MULTILINE)
-    assert "avx2" in dict(spills)
+    assert {"avx2"} <= dict(spills).keys() <= {"avx2", "avx_vnni", "avx512_vnni"}
+    assert len(spills) + done.stdout.count("not compiled in") == 3
     assert [isa for isa, count in spills if count != "0"] == []
