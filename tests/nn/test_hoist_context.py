@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -145,24 +146,21 @@ def test_another_autocast_is_computed(outside: bool) -> None:
         assert torch.equal(_call(unet, x, 500, **conditions), plain)
 
 
-def test_hooks_on_all_modules_see_every_call() -> None:
+@pytest.mark.parametrize("inside", [True, False], ids=["hooked inside", "hooked before"])
+def test_hooks_on_all_modules_see_every_call(inside: bool) -> None:
     unet, conditions, x = _unet(), _labels(), torch.randn(2, 4, 6, 8)
     seen: list[nn.Module] = []
-
-    def watch() -> Any:
-        return register_module_forward_pre_hook(lambda module, _: seen.append(module))
-
-    def count(*, inside: bool) -> int:
-        before, within = None if inside else watch(), None
-        with prepared(unet, TIMESTEPS, **conditions):
-            assert inside or not any(map(is_hoisted, unet.modules()))
-            within = watch() if inside else before
-            seen.clear()
-            _call(unet, x, 500, **conditions)
-        within.remove()
-        return sum(module is unet.time_embedding.linear_1 for module in seen)
-
-    assert count(inside=False) == count(inside=True) == 1
+    with ExitStack() as stack:
+        if inside:
+            stack.enter_context(prepared(unet, TIMESTEPS, **conditions))
+        handle = register_module_forward_pre_hook(lambda module, _: seen.append(module))
+        stack.callback(handle.remove)
+        if not inside:
+            stack.enter_context(prepared(unet, TIMESTEPS, **conditions))
+            assert not any(map(is_hoisted, unet.modules()))
+        assert seen == []  # nothing is called beside
+        _call(unet, x, 500, **conditions)
+    assert sum(module is unet.time_embedding.linear_1 for module in seen) == 1
 
 
 def test_a_module_with_a_backward_hook_is_called_as_ever() -> None:
