@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from operator import is_
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ptq4adm import ops
-from ptq4adm.errors import ConfigError, DtypeError, ShapeError, UnsupportedLayerError
-from ptq4adm.nn.timestep import StepIndex
+from ptq4adm.errors import ConfigError, DtypeError, RangeError, ShapeError, UnsupportedLayerError
+from ptq4adm.nn.options import LayerOptions
 from ptq4adm.ops.prepack import packed_shape
 from ptq4adm.packing.layout import (
     BLOCK_K,
@@ -27,7 +28,7 @@ from ptq4adm.packing.layout import (
     unpack_int4,
     weight_to_rows,
 )
-from ptq4adm.quant.affine import QuantizedRows, quantize_rows
+from ptq4adm.quant.affine import MAX_MULT, QuantizedRows, quantize_rows
 
 Self = TypeVar("Self", bound="StorageLayer")
 TensorSpec = tuple[tuple[int, ...], torch.dtype]
@@ -60,35 +61,21 @@ class StorageLayer(nn.Module):
 
 
 @dataclass(frozen=True)
-class LayerOptions:
-    """How a quantized layer is stored and run.
+class _Comparison:
+    """Two activation scale tables with their steps, as they were compared."""
 
-    Args:
-        group_size: None, or 64 for integer multipliers a block of 64 weights (4 bits only).
-        buckets: rows of the activation scale tables; 0 measures the scale of every input.
-        step: which row is in use; needed with more than one.
-        backend: "auto" or a backend's name; resolved when the layer is made, and again if "auto" is
-            moved to another kind of device.
-        device: where the weight lives.
+    compared: tuple[object, ...]
+    versions: tuple[int | None, int | None]
+    is_equal: bool
 
-    Raises:
-        ConfigError: for tables without a `step`, or an unknown group size.
-    """
-
-    group_size: int | None = None
-    buckets: int = 0
-    step: StepIndex | None = None
-    backend: str = "auto"
-    device: torch.device | str = "cpu"
-
-    def __post_init__(self) -> None:
-        if self.group_size not in (None, BLOCK_K):
-            raise ConfigError(f"group_size: got {self.group_size}, needs None or {BLOCK_K}")
-        if self.buckets > 1 and self.step is None:
-            raise ConfigError(
-                f"{self.buckets} activation scales need a `step` that says which is in use; "
-                "make one StepIndex for the model"
-            )
+    def is_of(self, given: tuple[Tensor, Tensor, object, object]) -> bool:
+        """Whether the same objects were compared, and none was changed since."""
+        if not all(map(is_, given, self.compared)):
+            return False
+        # a traced call has no versions: a compiled graph keeps what was found before it
+        if torch.compiler.is_compiling():
+            return True
+        return self.versions == (_version(given[0]), _version(given[1]))
 
 
 class QuantizedLayer(StorageLayer):
@@ -126,7 +113,7 @@ class QuantizedLayer(StorageLayer):
         self.requested_backend = options.backend
         self.backend = ops.resolve_backend(options.backend, options.device)
         self.step = options.step
-        self._compared: dict[int, tuple[Tensor, Tensor, bool]] = {}
+        self._compared: dict[int, _Comparison] = {}
         device = options.device
         shape = packed_shape(self.bits, out_features, layout.k_padded, self.backend)
         dtype = torch.uint8 if self.bits == 4 else torch.int8
@@ -195,6 +182,7 @@ class QuantizedLayer(StorageLayer):
 
         Raises:
             ShapeError: if they are not of this layer's size, or their groups are not its groups.
+            RangeError: if a multiplier is not in 1 .. 15.
         """
         expected = (self.out_features, self.layout.k_padded)
         has_groups = quantized.w_mult is not None
@@ -203,6 +191,9 @@ class QuantizedLayer(StorageLayer):
                 f"rows {list(quantized.w_q.shape)} {'with' if has_groups else 'without'} groups: "
                 f"needs {list(expected)} and group_size = {self.group_size}"
             )
+        wrong = None if quantized.w_mult is None else _find_wrong_multiplier(quantized.w_mult)
+        if wrong is not None:
+            raise RangeError(f"w_mult: {wrong}")
         self._set_qweight(pack_int4(quantized.w_q) if self.bits == 4 else quantized.w_q)
         self.w_scale = quantized.w_scale.to(self.w_scale.device)
         if quantized.w_mult is not None:
@@ -261,18 +252,25 @@ class QuantizedLayer(StorageLayer):
     def quantizes_like(self, other: QuantizedLayer) -> bool:
         """Whether this layer and another turn one input into the same int8 with the same scale.
 
-        The tables are compared when one of them is another tensor than the last time.
+        Tables are compared anew when a table, its version or a step is another than the last time;
+        an inference tensor has no version, so a change in its place goes unseen.
         """
         own, theirs = self._buffers["x_scale"], other._buffers["x_scale"]
         if self.backend != other.backend or len(self.layout.segments) != 1:
             return False
         if own is None or theirs is None:
             return own is None and theirs is None
-        compared = self._compared.get(id(other))
-        if compared is None or compared[0] is not own or compared[1] is not theirs:
+        compared = (own, theirs, self.step, other.step)
+        known = self._compared.get(id(other))
+        if known is None or not known.is_of(compared):
             is_equal = self.step is other.step and not own.is_meta and torch.equal(own, theirs)
-            self._compared[id(other)] = compared = (own, theirs, is_equal)
-        return compared[2]
+            known = _Comparison(compared, (_version(own), _version(theirs)), is_equal)
+            self._compared[id(other)] = known
+        return known.is_equal
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: what was compared is known by addresses, which will be others."""
+        return {**self.__dict__, "_compared": {}}
 
     def check_input(self, x: Tensor, channel_dim: int) -> None:
         """Check dtype and channels of an input.
@@ -345,6 +343,8 @@ class QuantizedLayer(StorageLayer):
                 error_msgs.append(
                     f"{key}: got {value.dtype} {list(value.shape)}, needs {dtype} {list(shape)}"
                 )
+            elif name == "w_mult" and (wrong := _find_wrong_multiplier(value)) is not None:
+                error_msgs.append(f"{key}: {wrong}")
             elif name == "qweight":
                 self._set_qweight(value.detach().clone())
             else:
@@ -352,6 +352,24 @@ class QuantizedLayer(StorageLayer):
         if strict:
             known = {prefix + name for name in specs}
             unexpected_keys += [k for k in state_dict if k.startswith(prefix) and k not in known]
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Number of changes in place; None where torch does not count them."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _find_wrong_multiplier(w_mult: Tensor) -> str | None:
+    """What is wrong with group multipliers; None if nothing is, or a meta tensor has no values.
+
+    0 would silence a group, and the product of a larger one and a weight need not fit int8.
+    """
+    if w_mult.is_meta or not w_mult.numel():
+        return None
+    low, high = int(w_mult.min()), int(w_mult.max())
+    if 1 <= low and high <= MAX_MULT:
+        return None
+    return f"got values in {low} .. {high}, needs 1 .. {MAX_MULT}; quantize the weight again"
 
 
 def check_float_layer(layer: nn.Module, kind: type[nn.Module], name: str) -> None:
@@ -364,24 +382,6 @@ def check_float_layer(layer: nn.Module, kind: type[nn.Module], name: str) -> Non
         raise UnsupportedLayerError(
             f"{name}.from_float: got {type(layer).__name__}, needs a torch.nn.{kind.__name__}"
         )
-
-
-def activation_buckets(x_scale: Tensor | None, segments: int) -> int:
-    """Rows of the scale table in `x_scale` (None, a scalar, or [segments, buckets]).
-
-    Raises:
-        ShapeError: if it is none of these.
-    """
-    if x_scale is None:
-        return 0
-    if x_scale.numel() == 1 and segments == 1:
-        return 1
-    if x_scale.dim() != 2 or x_scale.shape[0] != segments or x_scale.shape[1] < 1:
-        raise ShapeError(
-            f"x_scale {list(x_scale.shape)}: needs [segments, buckets] with {segments} segments, "
-            "or one scale"
-        )
-    return int(x_scale.shape[1])
 
 
 def resident_bytes(module: nn.Module) -> int:

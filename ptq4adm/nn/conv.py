@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ptq4adm import ops
 from ptq4adm.errors import ShapeError, UnsupportedLayerError
-from ptq4adm.nn.base import LayerOptions, QuantizedLayer, activation_buckets, check_float_layer
+from ptq4adm.nn.base import QuantizedLayer, check_float_layer
+from ptq4adm.nn.options import LayerOptions, activation_buckets
 from ptq4adm.nn.timestep import StepIndex
 from ptq4adm.ops.arguments import Conv2dKeywords
 from ptq4adm.packing.layout import KLayout

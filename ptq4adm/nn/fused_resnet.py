@@ -21,6 +21,7 @@ from ptq4adm.nn.fusing import (
     groupnorm_quantize,
     is_dropping,
     layer_reason,
+    needs_gradient,
     norm_reason,
 )
 
@@ -39,6 +40,7 @@ class FusedResnetBlock2D(FusedBlock, ResnetBlock2D):
             or kwargs
             or not _fits(self, input_tensor, temb)
             or is_dropping(self.dropout)
+            or needs_gradient(input_tensor, temb)
             or self.fusion.is_broken()
         ):
             return super().forward(input_tensor, temb, *args, **kwargs)

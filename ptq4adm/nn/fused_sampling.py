@@ -17,7 +17,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor
 from torch.nn import functional
 
-from ptq4adm.nn.fusing import FusedBlock, Fusion, layer_reason
+from ptq4adm.nn.fusing import FusedBlock, Fusion, layer_reason, needs_gradient
 
 
 class FusedUpsample2D(FusedBlock, Upsample2D):
@@ -28,7 +28,13 @@ class FusedUpsample2D(FusedBlock, Upsample2D):
     ) -> Tensor:
         """[B, C, H, W] to [B, N, H', W'] in channels_last memory; arguments as in diffusers."""
         size = _size(hidden_states, output_size)
-        if args or kwargs or size is None or self.fusion.is_broken():
+        if (
+            args
+            or kwargs
+            or size is None
+            or needs_gradient(hidden_states)
+            or self.fusion.is_broken()
+        ):
             return super().forward(hidden_states, output_size, *args, **kwargs)
         conv = self.conv
         x_q, scale = conv.quantize_input(hidden_states.permute(0, 2, 3, 1), 0, "tensor")

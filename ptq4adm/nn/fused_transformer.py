@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from ptq4adm import ops
 from ptq4adm.nn.conv import QuantizedConv2d
+from ptq4adm.nn.forwards import recall
 from ptq4adm.nn.fusing import (
     FusedBlock,
     Fusion,
@@ -31,9 +32,9 @@ from ptq4adm.nn.fusing import (
     layer_reason,
     layernorm_project,
     layers_reason,
+    needs_gradient,
     norm_reason,
 )
-from ptq4adm.nn.hoist import recall
 
 _NORM = {"attn1": "norm1", "attn2": "norm2", "ff": "norm3"}
 
@@ -58,6 +59,7 @@ class FusedBasicTransformerBlock(FusedBlock, BasicTransformerBlock):
             or self._chunk_size is not None
             or not _fits(hidden_states, encoder_hidden_states)
             or self._is_dropping()
+            or needs_gradient(hidden_states, encoder_hidden_states)
             or self.fusion.is_broken()
         ):
             return super().forward(
@@ -101,7 +103,12 @@ class FusedTransformer2DModel(FusedBlock, Transformer2DModel):
         layer = self.proj_in
         is_dynamic_linear = is_quantized_linear(layer) and not layer.is_static
         # a dynamic linear measures each row, the norm's operator only the tensor
-        if not self.fusion.is_fused("proj_in") or is_dynamic_linear or self.fusion.is_broken():
+        if (
+            not self.fusion.is_fused("proj_in")
+            or is_dynamic_linear
+            or needs_gradient(hidden_states)
+            or self.fusion.is_broken()
+        ):
             return super()._operate_on_continuous_inputs(hidden_states)
         batch, channels, height, width = hidden_states.shape
         x_q, scale = groupnorm_quantize(self.norm, layer, hidden_states, silu=False)
@@ -123,7 +130,11 @@ class FusedTransformer2DModel(FusedBlock, Transformer2DModel):
     ) -> Tensor:
         """Tokens [B, H W, inner] to [B, C, H, W], projected, plus the residual."""
         layer = self.proj_out
-        if not self.fusion.is_fused("proj_out") or self.fusion.is_broken():
+        if (
+            not self.fusion.is_fused("proj_out")
+            or needs_gradient(hidden_states, residual)
+            or self.fusion.is_broken()
+        ):
             return super()._get_output_for_continuous_inputs(
                 hidden_states, residual, batch_size, height, width, inner_dim
             )
@@ -162,7 +173,7 @@ def _attention(
         key, value = _project_context(to_k, to_v, context)
         length = context.shape[1]
     query, key, value = (t.view(batch, -1, t.shape[-1]) for t in (query, key, value))
-    if mask is None or _hides_keys(mask, length, batch):
+    if mask is None or _is_key_bias(mask, length, batch):
         bias = None if mask is None else mask[:, 0]
         backend = to_out.backend
         attended = ops.attention(query, key, value, attention.heads, bias=bias, backend=backend)
@@ -185,9 +196,12 @@ def _project_context(to_k: Any, to_v: Any, context: Tensor) -> tuple[Tensor, Ten
     return key, to_v.matmul(x_q, scale, out_dtype=context.dtype)
 
 
-def _hides_keys(mask: Tensor, length: int, batch: int) -> bool:
-    """Whether a mask is [B, 1, L]: one number a key, for every head and query."""
-    return mask.dim() == 3 and tuple(mask.shape) == (batch, 1, length)
+def _is_key_bias(mask: Tensor, length: int, batch: int) -> bool:
+    """Whether a mask is float [B, 1, L]: one number a key to add, for every head and query.
+
+    A boolean one says which keys to keep: as a number it would be another mask.
+    """
+    return mask.is_floating_point() and tuple(mask.shape) == (batch, 1, length)
 
 
 def _masked_attention(

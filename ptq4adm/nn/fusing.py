@@ -14,12 +14,11 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from ptq4adm.errors import BackendUnavailableError
 from ptq4adm.nn.base import QuantizedLayer
 from ptq4adm.nn.conv import QuantizedConv2d
-from ptq4adm.nn.hoist import HoistedForward
+from ptq4adm.nn.forwards import are_all_watched, find_watcher
 from ptq4adm.nn.linear import QuantizedLinear
 from ptq4adm.nn.replace import scheme_of
 
@@ -86,20 +85,12 @@ class Fusion:
         for parent, key, path, child, cls in self._children:
             if parent._modules.get(key) is not child or type(child) is not cls:
                 return f"child {path!r} was replaced"
-            if (
-                child._forward_hooks
-                or child._forward_pre_hooks
-                or child._backward_hooks
-                or child._backward_pre_hooks
-            ):
-                return f"child {path!r} has hooks"
-            forward = child.__dict__.get("forward")
-            if forward is not None and type(forward) is not HoistedForward:
-                return f"the forward of child {path!r} was replaced"
+            if (found := find_watcher(child, path)) is not None:
+                return found
         for module, path, cls in self._processors:
             if type(module.processor) is not cls:
                 return f"the attention processor of child {path!r} was replaced"
-        if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        if are_all_watched():
             return "hooks on all modules are registered"
         return None
 
@@ -122,6 +113,11 @@ class FusedBlock:
 def is_dropping(dropout: nn.Module) -> bool:
     """Whether a dropout changes what passes through it now."""
     return dropout.training and getattr(dropout, "p", 1.0) > 0.0
+
+
+def needs_gradient(*inputs: Tensor | None) -> bool:
+    """Whether a gradient of one of the inputs may be asked for: the operators between have none."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 
 def is_quantized_linear(layer: object) -> TypeGuard[QuantizedLinear]:

@@ -11,14 +11,15 @@ computed once, by the modules themselves, quantized or not. With class embedding
     W silu([e_t, c]) + b = (W [silu(e_t), 0] + b) + (W [0, silu(c)])
 
 so a table over T steps and one over B prompts replace one over both. Each call of the model is
-compared with what was prepared; another timestep, text or batch is computed as if nothing were
-prepared. Weights must not change inside the block. A module with hooks is called as ever.
+compared with what was prepared; another timestep, text, batch or autocast is computed as if nothing
+were prepared. Weights must not change inside the block. A module with hooks is called as ever, and
+so is one whose activation scales differ between steps: one input gives several results.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,44 +27,19 @@ import torch
 from torch import Tensor, nn
 
 from ptq4adm.errors import ConfigError, MixedTimestepError, ShapeError, UnsupportedModelError
+from ptq4adm.nn.base import QuantizedLayer
+from ptq4adm.nn.forwards import HoistedForward, are_all_watched, find_watcher, is_hoisted
 from ptq4adm.nn.half import HalfLinear
 from ptq4adm.nn.weight_only import W8Linear
 from ptq4adm.quant.buckets import find_timestep, single_timestep
 
-__all__ = ["HoistedForward", "can_prepare", "prepared", "recall"]
+__all__ = ["HoistedForward", "can_prepare", "prepared"]
 
 logger = logging.getLogger(__name__)
 
 # layers with f(a + b) = f(a) + f(b) - f(0) for all inputs: no quantization of activations
 _AFFINE = (nn.Linear, W8Linear, HalfLinear)
 _ARGUMENTS = ("sample", "timestep", "encoder_hidden_states", "class_labels", "timestep_cond")
-
-
-class HoistedForward:
-    """Takes the place of one module's forward: what was kept, else the module's own.
-
-    Args:
-        module: whose forward it replaces.
-        lookup: the kept result for an input, or None.
-    """
-
-    def __init__(self, module: nn.Module, lookup: Callable[[Tensor], Tensor | None]) -> None:
-        self.module = module
-        self.lookup = lookup
-
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The module's forward."""
-        is_plain = not kwargs and all(value is None for value in args)
-        kept = self.lookup(x) if is_plain else None
-        if kept is not None:
-            return kept
-        return type(self.module).forward(self.module, x, *args, **kwargs)
-
-
-def recall(layer: nn.Module, x: Tensor) -> Tensor | None:
-    """What a layer would return for `x`, if that was prepared; None if it has to be computed."""
-    forward = layer.__dict__.get("forward")
-    return forward.lookup(x) if type(forward) is HoistedForward else None
 
 
 @contextmanager
@@ -125,16 +101,23 @@ class _Run:
         self.rows = {float(t): i for i, t in enumerate(timesteps.tolist())}
         self.labels = None if labels is None else _Key(labels)
         self.text = None if context is None else _Key(context)
+        given = (tensor for tensor in (timesteps, labels, context) if tensor is not None)
+        self.devices = sorted({tensor.device.type for tensor in given})
+        self.autocast = _autocast(self.devices)
         self.row: int | None = None
         self.context: Tensor | None = None
         self.has_times = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The hooks of a copied or pickled model recognize nothing: it has no tables."""
+        return _Run, (torch.empty(0), None, None, self.dtype)
 
     def recognize(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: find out which of the kept results a call may use."""
         del module
         self.row = self.context = None
-        # a kept result has no gradient
-        if torch.is_grad_enabled():
+        # a kept result has no gradient, and hooks on all modules do not see inside of it
+        if torch.is_grad_enabled() or are_all_watched() or _autocast(self.devices) != self.autocast:
             return
         given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
         sample, text = given.get("sample"), given.get("encoder_hidden_states")
@@ -175,7 +158,10 @@ class _Run:
 
 
 class _Key:
-    """A tensor by its values on a CPU, elsewhere by identity and version."""
+    """A tensor by its values on a CPU, elsewhere by identity and version.
+
+    An inference tensor has no version that would show a change: elsewhere it matches nothing.
+    """
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
@@ -193,7 +179,18 @@ class _Key:
                 and other.dtype == self.values.dtype
                 and torch.equal(other, self.values)
             )
-        return other is self.tensor and self.version == other._version is not None
+        if other is not self.tensor or self.version is None:
+            return False
+        return other._version == self.version
+
+
+def _autocast(device_types: Iterable[str]) -> list[tuple[str, torch.dtype]]:
+    """Device types that compute in another dtype now, and in which."""
+    return [
+        (kind, torch.get_autocast_dtype(kind))
+        for kind in device_types
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    ]
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -209,7 +206,8 @@ def _step_tables(unet: Any, run: _Run) -> _Lookups:
     labels = None if run.labels is None else run.labels.tensor
     if (unet.class_embedding is None) != (labels is None):
         return {}
-    if not _is_free(unet.time_embedding, unet.class_embedding, unet.time_embed_act):
+    embeddings = (unet.time_embedding, unet.class_embedding)
+    if not _is_free(*embeddings, unet.time_embed_act) or not _is_constant(*embeddings):
         return {}
     steps = run.timesteps.shape[0]
     like = torch.empty(steps, 0, dtype=run.dtype, device=run.timesteps.device)
@@ -220,8 +218,9 @@ def _step_tables(unet: Any, run: _Run) -> _Lookups:
     if classes is not None:
         lookups[unet.class_embedding] = _ByStep(run, classes.expand(steps, *classes.shape))
     for block in _resnets(unet):
-        if _is_free(block.time_emb_proj, block.nonlinearity):
-            lookups[block.time_emb_proj] = _projection(unet, block, run, times, classes)
+        project = block.time_emb_proj
+        if _is_free(project, block.nonlinearity) and _is_constant(project):
+            lookups[project] = _projection(unet, block, run, times, classes)
     return lookups
 
 
@@ -268,7 +267,7 @@ def _context_tables(unet: nn.Module, run: _Run) -> _Lookups:
             continue
         for layer in (module.to_k, module.to_v):
             fits = layer is not None and layer.in_features == run.text.tensor.shape[-1]
-            if fits and _is_free(layer) and layer not in lookups:
+            if fits and _is_free(layer) and _is_constant(layer) and layer not in lookups:
                 lookups[layer] = _ByContext(run, layer(run.text.tensor))
     return lookups
 
@@ -314,12 +313,24 @@ def _is_free(*modules: nn.Module | None) -> bool:
 
     Calibration is one who watches: its hooks must see every call.
     """
-    return not any(
-        part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__
-        for module in modules
-        if module is not None
-        for part in module.modules()
+    return not are_all_watched() and all(find_watcher(part) is None for part in _parts(modules))
+
+
+def _is_constant(*modules: nn.Module | None) -> bool:
+    """Whether one input gives one result, whatever the bucket of the step."""
+    tables = (p.x_scale for p in _parts(modules) if isinstance(p, QuantizedLayer))
+    return all(
+        table is None
+        or table.shape[1] == 1
+        or (not table.is_meta and torch.equal(table, table[:, :1].expand_as(table)))
+        for table in tables
     )
+
+
+def _parts(modules: Iterable[nn.Module | None]) -> Iterator[nn.Module]:
+    for module in modules:
+        if module is not None:
+            yield from module.modules()
 
 
 def _sample_dtype(denoiser: Any, *conditions: Tensor | None) -> torch.dtype:
@@ -347,7 +358,7 @@ def _check(denoiser: nn.Module, timesteps: Tensor) -> None:
             f"{type(denoiser).__name__}: constant work can be prepared for a UNet2DConditionModel; "
             "call this model without"
         )
-    if any(isinstance(m.__dict__.get("forward"), HoistedForward) for m in denoiser.modules()):
+    if any(map(is_hoisted, denoiser.modules())):
         raise ConfigError(
             f"{type(denoiser).__name__} is prepared already; leave that `with` block first"
         )

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from ptq4adm.config import Scheme
 from ptq4adm.errors import NonFiniteError, UnsupportedLayerError
-from ptq4adm.nn.base import LayerOptions, StorageLayer
+from ptq4adm.nn.base import StorageLayer
 from ptq4adm.nn.conv import ConvShape, W4A8Conv2d, W8A8Conv2d
+from ptq4adm.nn.forwards import find_watcher, is_hoisted
 from ptq4adm.nn.half import HalfConv2d, HalfLinear
 from ptq4adm.nn.linear import W4A8Linear, W8A8Linear
+from ptq4adm.nn.options import LayerOptions
 from ptq4adm.nn.timestep import StepIndex
 from ptq4adm.nn.weight_only import W8Linear
 
@@ -145,7 +147,7 @@ def check_hooks(layers: Mapping[str, nn.Module]) -> None:
         UnsupportedLayerError: if a layer has hooks, or a forward of its own.
     """
     for name, layer in layers.items():
-        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+        if find_watcher(layer) is not None or is_hoisted(layer):
             raise UnsupportedLayerError(
                 f"layer {name!r} has hooks or a replaced forward, which its packed form would "
                 "lose; "

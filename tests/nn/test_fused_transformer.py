@@ -113,6 +113,20 @@ def test_a_mask_of_self_attention(quantize_block: Quantize, make_recipe: Any, ba
     )
 
 
+def test_a_boolean_mask_says_which_keys_to_keep(
+    quantize_block: Quantize, make_recipe: Any, backend: str
+) -> None:
+    pair = quantize_block(_tango_block(), _cross_run, make_recipe(backend=backend))
+    x, text, bias = _tokens(), torch.randn(2, 9, TEXT), _bias(9, 4)
+
+    def call(module: nn.Module, given: Any) -> Tensor:
+        x, text, mask = given
+        return module(x, encoder_hidden_states=text, encoder_attention_mask=mask)
+
+    y = pair.check(x, text, bias == 0, call=call)
+    torch.testing.assert_close(y, call(pair.fused, (x, text, bias)), rtol=1e-4, atol=1e-4)
+
+
 def test_a_mask_of_another_length_is_padded_as_diffusers_does(
     quantize_block: Quantize, make_recipe: Any, backend: str
 ) -> None:

@@ -14,7 +14,7 @@ from ptq4adm.errors import (
     UnsupportedLayerError,
 )
 from ptq4adm.nn import StepIndex, W4A8Linear, W8A8Linear
-from ptq4adm.nn.base import LayerOptions
+from ptq4adm.nn.options import LayerOptions
 from ptq4adm.quant.buckets import TimestepBuckets
 
 BOTH = pytest.mark.parametrize("cls", [W4A8Linear, W8A8Linear], ids=["w4a8", "w8a8"])

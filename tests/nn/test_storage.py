@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ptq4adm.errors import NonFiniteError, ShapeError, UnsupportedLayerError
+from ptq4adm.errors import NonFiniteError, RangeError, ShapeError, UnsupportedLayerError
 from ptq4adm.nn import (
     HalfConv2d,
     HalfLinear,
@@ -234,3 +235,67 @@ def test_resident_bytes_counts_shared_storage_once() -> None:
     view = nn.Module()
     view.register_buffer("a", torch.zeros(100)[:10])
     assert resident_bytes(view) == 400  # the whole storage is held
+
+
+@pytest.mark.parametrize("value", [0, 16, 255])
+def test_multipliers_that_do_not_fit_are_refused(value: int) -> None:
+    layer = W4A8Linear.from_float(nn.Linear(72, 20), group_size=64)
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    rows = layer.quantized_rows()
+    assert rows.w_mult is not None
+    wrong = torch.ones_like(rows.w_mult)
+    wrong[3, 1] = value
+    told = rf"w_mult: got values in {min(1, value)} \.\. {max(1, value)}, needs 1 \.\. 15"
+    with pytest.raises(RangeError, match=told):
+        layer.set_rows(replace(rows, w_mult=wrong))
+    with pytest.raises(RuntimeError, match=told):
+        layer.load_state_dict({**before, "w_mult": wrong})
+    state = layer.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
+    for fitting in (1, 15):
+        layer.set_rows(replace(rows, w_mult=torch.full_like(rows.w_mult, fitting)))
+        layer.load_state_dict({**before, "w_mult": torch.full_like(rows.w_mult, fitting)})
+
+
+def _static_pair() -> tuple[QuantizedLayer, QuantizedLayer]:
+    step, scale = _step(), torch.tensor([[0.01, 0.02]])
+    first, second = (
+        W4A8Linear.from_float(nn.Linear(64, 64), x_scale=scale, step=step) for _ in range(2)
+    )
+    assert first.quantizes_like(second)
+    return first, second
+
+
+def test_a_changed_table_or_step_is_compared_again() -> None:
+    first, second = _static_pair()
+    assert second.x_scale is not None
+    second.x_scale[0, 1] = 0.03
+    assert not first.quantizes_like(second)
+    second.x_scale[0, 1] = 0.02
+    assert first.quantizes_like(second)
+    kept, second.step = second.step, _step()
+    assert not first.quantizes_like(second)
+    second.step = kept
+    assert first.quantizes_like(second)
+    second.set_activation_scale(torch.tensor([[0.01, 0.05]]))
+    assert not first.quantizes_like(second)
+
+
+def test_equal_tables_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = _static_pair()
+    monkeypatch.setattr(torch, "equal", lambda *_: pytest.fail("compared again"))
+    assert first.quantizes_like(second)
+
+
+def test_tables_of_inference_tensors_are_compared() -> None:
+    with torch.inference_mode():
+        first, second = _static_pair()
+    assert first.quantizes_like(second)
+
+
+def test_what_was_compared_is_not_copied() -> None:
+    model = nn.ModuleList(_static_pair())
+    assert model[0]._compared
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), [copy.copy(model[0])]):
+        assert twin[0]._compared == {}
+    assert model[0]._compared
