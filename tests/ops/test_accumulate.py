@@ -161,3 +161,22 @@ def test_no_rows_give_no_rows(make_case, isa) -> None:
     image = make_case(4, (0, 3, 3), (70,), 20, geometry)
     assert cpu.conv2d(image.native, geometry, isa).shape == (0, 3, 3, 20)
     assert reference.conv2d(image.call, geometry).shape == (0, 3, 3, 20)
+
+
+@pytest.mark.parametrize(("bits", "is_grouped"), MODES, ids=MODE_IDS)
+@pytest.mark.parametrize("offset", [1, 3])
+def test_memory_need_not_be_aligned(make_case, isa, offset, bits, is_grouped) -> None:
+    geometry = Conv2dGeometry((3, 3), padding=(1, 1))
+    case = make_case(bits, (1, 5, 7), (70,), 21, geometry, is_grouped=is_grouped)
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        wide = torch.zeros(tensor.numel() + offset, dtype=tensor.dtype)
+        wide[offset:] = tensor.flatten()
+        return wide[offset:].view(tensor.shape)
+
+    case.native.x_q, case.native.qweight = moved(case.native.x_q), moved(case.native.qweight)
+    case.native.w_scale = moved(case.native.w_scale)
+    assert case.native.x_q.data_ptr() % 4 != 0
+    assert torch.equal(cpu.accumulate_conv2d(case.native, geometry, isa)[0], case.oracle()[0])
+    expected = reference.conv2d(case.call, geometry)
+    assert torch.equal(cpu.conv2d(case.native, geometry, isa), expected)

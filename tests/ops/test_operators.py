@@ -274,3 +274,12 @@ def test_inputs_without_channels_or_pixels_are_refused(backend: str) -> None:
         ops.conv2d(
             flat, one, weight, w, bits=4, kernel_size=(1, 1), backend=backend, upsample=(4, 4)
         )
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_more_k_than_an_int32_sum_holds_is_refused(backend: str) -> None:
+    K = 131072
+    packed = {"reference": (16, K // 2), "cpu": (1, 8 * K)}[backend]
+    x, weight = torch.zeros(1, K, dtype=torch.int8), torch.zeros(packed, dtype=torch.uint8)
+    with pytest.raises(ShapeError, match=r"K = 131072 .*needs K < 131072"):
+        ops.linear(x, torch.ones(()), weight, torch.ones(16), bits=4, backend=backend)
