@@ -11,6 +11,7 @@
 #include <omp.h>
 #else
 #include <atomic>
+#include <system_error>
 #include <thread>
 #include <vector>
 #endif
@@ -42,7 +43,11 @@ void parallel_for(int64_t tasks, int64_t threads, const Work& work) {
     for (int64_t task = next++; task < tasks; task = next++) work(task, thread);
   };
   std::vector<std::thread> pool;
-  for (int64_t thread = 1; thread < threads; ++thread) pool.emplace_back(run, thread);
+  try {
+    for (int64_t thread = 1; thread < threads; ++thread) pool.emplace_back(run, thread);
+  } catch (const std::system_error&) {
+    // no more threads to be had: those that run share all tasks
+  }
   run(0);
   for (std::thread& thread : pool) thread.join();
 #endif
