@@ -23,7 +23,7 @@ int64_t rows_per_task(int64_t columns) {
 template <typename Work>
 void for_each_row(int64_t rows, int64_t columns, int64_t threads, const Work& work) {
   const int64_t step = rows_per_task(columns);
-  parallel_for(divide_up(rows, step), threads, [&](int64_t task, int64_t thread) {
+  parallel_for(ceil_div(rows, step), threads, [&](int64_t task, int64_t thread) {
     const int64_t end = std::min(rows, (task + 1) * step);
     for (int64_t row = task * step; row < end; ++row) work(row, thread);
   });
@@ -35,7 +35,7 @@ QuantizeStatus quantize_tensor(const ActivationKernels& kernels, Matrix matrix,
   if (matrix.row_stride == matrix.columns) {
     // contiguous: any cut into rows will do, and the last may be shorter
     matrix.columns = matrix.row_stride = std::min(std::max<int64_t>(1, count), kTaskElements);
-    matrix.rows = divide_up(count, matrix.columns);
+    matrix.rows = ceil_div(count, matrix.columns);
   }
   const auto width = [&](int64_t row) {
     return std::min(matrix.columns, count - row * matrix.columns);
@@ -62,12 +62,12 @@ QuantizeStatus quantize_tensor(const ActivationKernels& kernels, Matrix matrix,
 template <typename Produce>
 QuantizeStatus quantize_rows(const ActivationKernels& kernels, int64_t rows, int64_t columns,
                              const QuantizedOutput& out, int64_t threads, const Produce& produce) {
-  const int64_t step = divide_up(rows_per_task(columns), kRowsTogether) * kRowsTogether;
+  const int64_t step = ceil_div(rows_per_task(columns), kRowsTogether) * kRowsTogether;
   std::vector<float> scratch(
       static_cast<size_t>(std::max<int64_t>(1, threads) * kRowsTogether * columns));
   const bool is_static = out.table != nullptr;
   Largest largest;
-  parallel_for(divide_up(rows, step), threads, [&](int64_t task, int64_t thread) {
+  parallel_for(ceil_div(rows, step), threads, [&](int64_t task, int64_t thread) {
     float* y = scratch.data() + thread * kRowsTogether * columns;
     const int64_t end = std::min(rows, (task + 1) * step);
     uint32_t task_largest = 0;

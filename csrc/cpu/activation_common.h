@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "activation.h"
+#include "integers.h"
 
 namespace ptq4adm {
 namespace {
@@ -49,8 +50,6 @@ class Largest {
   *out.scale = out.table[row];
   return true;
 }
-
-[[maybe_unused]] int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 }  // namespace ptq4adm

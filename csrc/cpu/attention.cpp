@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "integers.h"
 #include "parallel.h"
 #include "select_vector.h"
 #include "workspace.h"

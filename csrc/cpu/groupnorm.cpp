@@ -34,7 +34,7 @@ struct Cut {
     row_pixels = std::min(row_pixels, norm.pixels);
     columns = row_pixels * norm.channels;
     part_pixels = row_pixels * std::max<int64_t>(1, kTaskElements / columns);
-    parts = divide_up(norm.pixels, part_pixels);
+    parts = ceil_div(norm.pixels, part_pixels);
   }
 };
 

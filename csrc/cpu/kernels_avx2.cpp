@@ -6,7 +6,7 @@
 // multiplier a channel, so there the activation is the unsigned side, x + 128, with the weight in
 // -8..7: eight steps reach 2 * 255 * 8 * 8 = 32640, and vpmaddwd multiplies by the group's
 // multiplier. W8: a pair sum of u8 and s8 would saturate, so w + 128 is split into two nibbles with
-// a chain each (190 GOPS; moving the sign to the weight and widening every pair sum gave 178).
+// a chain each.
 
 #include "epilogue.h"
 #include "kernels.h"

@@ -120,18 +120,7 @@ void finish(const TileEpilogue& tile, float* y, int64_t y_stride) {
 }  // namespace
 
 const Kernels* avx512_vnni_kernels() {
-  using S = Avx512Vnni;
-  // 1024 k x 64 channels: 64 KiB of panel, which streams out of L2 at a third of what L2 gives
-  static const Kernels kernels{"avx512_vnni",
-                               S::kRows,
-                               S::kPanels,
-                               1024,
-                               1,
-                               vnni_format<S>(8, vnni_decode_w4<S>),
-                               vnni_format<S>(128, vnni_decode_w4_groups<S>),
-                               vnni_format<S>(128, vnni_decode_w8<S>),
-                               vnni_sum_row<S>,
-                               finish};
+  static const Kernels kernels = vnni_kernels<Avx512Vnni>("avx512_vnni", finish);
   return &kernels;
 }
 

@@ -19,18 +19,7 @@ struct AvxVnni : Vector256 {
 }  // namespace
 
 const Kernels* avx_vnni_kernels() {
-  using S = AvxVnni;
-  // 1024 k x 16 channels: 16 KiB of panel stay in L1
-  static const Kernels kernels{"avx_vnni",
-                               S::kRows,
-                               S::kPanels,
-                               1024,
-                               1,
-                               vnni_format<S>(8, vnni_decode_w4<S>),
-                               vnni_format<S>(128, vnni_decode_w4_groups<S>),
-                               vnni_format<S>(128, vnni_decode_w8<S>),
-                               vnni_sum_row<S>,
-                               avx2_kernels()->finish};
+  static const Kernels kernels = vnni_kernels<AvxVnni>("avx_vnni", avx2_kernels()->finish);
   return &kernels;
 }
 

@@ -90,29 +90,17 @@ struct Emulated {
   }
 };
 
-template <typename S>
-Kernels emulated_kernels(const char* name) {
-  return {name,
-          S::kRows,
-          S::kPanels,
-          1024,
-          1,
-          vnni_format<S>(8, vnni_decode_w4<S>),
-          vnni_format<S>(128, vnni_decode_w4_groups<S>),
-          vnni_format<S>(128, vnni_decode_w8<S>),
-          vnni_sum_row<S>,
-          finish_scalar};
-}
-
 }  // namespace
 
 const Kernels& emulated_avx_vnni_kernels() {
-  static const Kernels kernels = emulated_kernels<Emulated<32, 6, 1>>("emulated_avx_vnni");
+  static const Kernels kernels =
+      vnni_kernels<Emulated<32, 6, 1>>("emulated_avx_vnni", finish_scalar);
   return kernels;
 }
 
 const Kernels& emulated_avx512_vnni_kernels() {
-  static const Kernels kernels = emulated_kernels<Emulated<64, 6, 4>>("emulated_avx512_vnni");
+  static const Kernels kernels =
+      vnni_kernels<Emulated<64, 6, 4>>("emulated_avx512_vnni", finish_scalar);
   return kernels;
 }
 

@@ -72,9 +72,7 @@ class Matmul {
 
  private:
   int segments() const { return shape_.channels[1] > 0 ? 2 : 1; }
-
   int64_t result_channels() const { return shape_.out_channels / (call_.is_geglu ? 2 : 1); }
-
   int64_t pixels() const { return shape_.batch * shape_.height * shape_.width; }
 
   Workspace workspace(Arena& arena) const {
@@ -279,18 +277,19 @@ class Matmul {
     } else {
       kernels_.finish(tile, workspace.staging, width);
       for (int64_t i = 0; i < rows; ++i) {
-        const float* value = workspace.values + (r + i) * width;
-        write_row(panel.part, value, workspace.staging + i * width, tile.columns, offset + i * N);
+        const float* value =
+            panel.part == Part::kGate ? workspace.values + (r + i) * width : nullptr;
+        write_row(value, workspace.staging + i * width, tile.columns, offset + i * N);
       }
     }
   }
 
-  // Gates and quantizes one row of a tile; y holds the gates, or the result itself.
-  void write_row(Part part, const float* value, float* y, int64_t columns, int64_t offset) {
+  // Gates and quantizes one row of a tile; y holds the gates of `value`, or the result itself.
+  void write_row(const float* value, float* y, int64_t columns, int64_t offset) {
     const bool is_float = call_.output == Output::kFloat32;
     float* gated = is_float ? static_cast<float*>(call_.out[0]) + offset : y;
     uint32_t largest = 0;
-    if (part == Part::kGate) {
+    if (value != nullptr) {
       largest = activations_.geglu(value, y, columns, gated);
       if (is_float && largest >= kActivationInfinity) gate_plainly(value, y, columns, gated);
     }

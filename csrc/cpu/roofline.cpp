@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <thread>
 
+#include "cpu_features.h"
+
 namespace ptq4adm {
 namespace {
 
@@ -56,12 +58,6 @@ PTQ4ADM_CHAIN(maddubs_avx512, PTQ4ADM_MADDUBS_512)
 PTQ4ADM_CHAIN(dpbusd_256, PTQ4ADM_DPBUSD_256)
 PTQ4ADM_CHAIN(dpbusd_512, PTQ4ADM_DPBUSD_512)
 
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-bool has_avx512() { return __builtin_cpu_supports("avx512bw") != 0; }
-bool has_vnni() {
-  return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl");
-}
-
 struct Chain {
   const char* name;
   void (*run)(int64_t rounds);
@@ -73,11 +69,11 @@ struct Chain {
 const std::vector<Chain>& chains() {
   static const std::vector<Chain> all{
       {"fma_avx2", fma_avx2, 2 * 8, has_avx2, "AVX2 and FMA"},
-      {"fma_avx512", fma_avx512, 2 * 16, has_avx512, "AVX-512 BW"},
-      {"maddubs_avx2", maddubs_avx2, 2 * 32, has_avx2, "AVX2"},
-      {"maddubs_avx512", maddubs_avx512, 2 * 64, has_avx512, "AVX-512 BW"},
-      {"dpbusd_256", dpbusd_256, 2 * 32, has_vnni, "AVX-512 VNNI and VL"},
-      {"dpbusd_512", dpbusd_512, 2 * 64, has_vnni, "AVX-512 VNNI"},
+      {"fma_avx512", fma_avx512, 2 * 16, has_avx512, "AVX-512 F, BW, DQ and VL"},
+      {"maddubs_avx2", maddubs_avx2, 2 * 32, has_avx2, "AVX2 and FMA"},
+      {"maddubs_avx512", maddubs_avx512, 2 * 64, has_avx512, "AVX-512 F, BW, DQ and VL"},
+      {"dpbusd_256", dpbusd_256, 2 * 32, has_avx512_vnni, "AVX-512 VNNI"},
+      {"dpbusd_512", dpbusd_512, 2 * 64, has_avx512_vnni, "AVX-512 VNNI"},
   };
   return all;
 }

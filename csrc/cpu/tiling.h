@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "integers.h"
 #include "kernels.h"
 #include "matmul.h"
 
@@ -14,11 +15,6 @@ constexpr int64_t kBlockBytes = 512 << 10;  // activations of a row block: they 
 constexpr int64_t kMinBlockRows = 96;       // a chunk is decoded once for so many rows
 constexpr int64_t kMaxBlockRows = 512;
 constexpr int64_t kTasksPerThread = 3;  // enough that the last task does not decide
-
-inline int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
-inline int64_t round_up(int64_t value, int64_t multiple) {
-  return ceil_div(value, multiple) * multiple;
-}
 
 // How the product is cut into tasks: row blocks times groups of panels.
 struct Tiling {

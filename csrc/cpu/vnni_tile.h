@@ -139,9 +139,24 @@ int32_t vnni_sum_row(const int8_t* row, int64_t channels) {
   return total;
 }
 
+// Chunks of 1024 k: 64 KiB of panel with 64 channels stream out of L2, 16 KiB with 16 stay in L1.
 template <typename Simd>
-constexpr Format vnni_format(int32_t weight_offset, void (*decode)(const DecodeCall&)) {
-  return {weight_offset, false, decode, vnni_tile<Simd>};
+Kernels vnni_kernels(const char* name, void (*finish)(const TileEpilogue&, float*, int64_t)) {
+  const auto format = [](int32_t weight_offset, void (*decode)(const DecodeCall&)) {
+    return Format{weight_offset, false, decode, vnni_tile<Simd>};
+  };
+  Kernels kernels{};
+  kernels.name = name;
+  kernels.rows = Simd::kRows;
+  kernels.panels = Simd::kPanels;
+  kernels.chunk_k = 1024;
+  kernels.panel_copies = 1;
+  kernels.w4 = format(8, vnni_decode_w4<Simd>);
+  kernels.w4_groups = format(128, vnni_decode_w4_groups<Simd>);
+  kernels.w8 = format(128, vnni_decode_w8<Simd>);
+  kernels.sum_row = vnni_sum_row<Simd>;
+  kernels.finish = finish;
+  return kernels;
 }
 
 }  // namespace

@@ -6,8 +6,8 @@
 #include <memory>
 #include <new>
 
+#include "integers.h"
 #include "kernels.h"
-#include "tiling.h"
 
 namespace ptq4adm {
 

@@ -75,7 +75,7 @@ class _Comparison:
         # a traced call has no versions: a compiled graph keeps what was found before it
         if torch.compiler.is_compiling():
             return True
-        return self.versions == (_version(given[0]), _version(given[1]))
+        return self.versions == (tensor_version(given[0]), tensor_version(given[1]))
 
 
 class QuantizedLayer(StorageLayer):
@@ -264,7 +264,7 @@ class QuantizedLayer(StorageLayer):
         known = self._compared.get(id(other))
         if known is None or not known.is_of(compared):
             is_equal = self.step is other.step and not own.is_meta and torch.equal(own, theirs)
-            known = _Comparison(compared, (_version(own), _version(theirs)), is_equal)
+            known = _Comparison(compared, (tensor_version(own), tensor_version(theirs)), is_equal)
             self._compared[id(other)] = known
         return known.is_equal
 
@@ -354,7 +354,7 @@ class QuantizedLayer(StorageLayer):
             unexpected_keys += [k for k in state_dict if k.startswith(prefix) and k not in known]
 
 
-def _version(tensor: Tensor) -> int | None:
+def tensor_version(tensor: Tensor) -> int | None:
     """Number of changes in place; None where torch does not count them."""
     return None if tensor.is_inference() else tensor._version
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ptq4adm.errors import ConfigError, MixedTimestepError, ShapeError, UnsupportedModelError
-from ptq4adm.nn.base import QuantizedLayer
+from ptq4adm.nn.base import QuantizedLayer, tensor_version
 from ptq4adm.nn.forwards import HoistedForward, are_all_watched, find_watcher, is_hoisted
 from ptq4adm.nn.half import HalfLinear
 from ptq4adm.nn.weight_only import W8Linear
@@ -98,6 +98,7 @@ class _Run:
         self, timesteps: Tensor, labels: Tensor | None, context: Tensor | None, dtype: torch.dtype
     ) -> None:
         self.timesteps, self.dtype = timesteps, dtype
+        self.version = tensor_version(timesteps)
         self.rows = {float(t): i for i, t in enumerate(timesteps.tolist())}
         self.labels = None if labels is None else _Key(labels)
         self.text = None if context is None else _Key(context)
@@ -151,10 +152,14 @@ class _Run:
         kept = self.timesteps
         if timestep.numel() != 1 or timestep.dtype != kept.dtype:
             return None
+        # two views of one tensor share its version: changed in place, it says nothing of the rows
+        if self.version is None or tensor_version(timestep) != self.version:
+            return None
         if timestep.untyped_storage().data_ptr() != kept.untyped_storage().data_ptr():
             return None
-        row = int(timestep.storage_offset()) - int(kept.storage_offset())
-        return row if 0 <= row < kept.shape[0] else None
+        distance = int(timestep.storage_offset()) - int(kept.storage_offset())
+        row, rest = divmod(distance, max(1, kept.stride(0)))
+        return row if rest == 0 and 0 <= row < kept.shape[0] else None
 
 
 class _Key:
@@ -167,7 +172,7 @@ class _Key:
         self.tensor = tensor
         self.is_host = tensor.device.type == "cpu"
         self.values = tensor.detach().clone() if self.is_host else None
-        self.version = None if tensor.is_inference() else tensor._version
+        self.version = tensor_version(tensor)
 
     def matches(self, other: Any) -> bool:
         """Whether another tensor is the same, without waiting for a device."""

@@ -7,12 +7,12 @@ panels, are applied here. ``isa`` forces an instruction set, for tests and bench
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ptq4adm.ops import compiled
 from ptq4adm.ops.arguments import (
     Conv2dGeometry,
     Matmul,
@@ -25,9 +25,6 @@ from ptq4adm.ops.cpu_activation import quantize_int8
 from ptq4adm.ops.prepack import PANEL_N
 from ptq4adm.ops.reference import gated_gelu, select_scale
 
-with suppress(ImportError):  # compiled.py remembers why, and check_available says it
-    from ptq4adm import _cpu
-
 NAME = "cpu"
 ISAS = ("scalar", "avx2", "avx_vnni", "avx512_vnni")  # slowest first; "auto" takes the last it can
 _POINTWISE = Conv2dGeometry((1, 1))
@@ -36,18 +33,18 @@ _OUTPUTS = {torch.float32: "float32", torch.int8: "int8", torch.int32: "int32"}
 
 def module_file() -> str:
     """Return the path of the compiled module, or why there is none."""
-    return unavailable_reason() or str(_cpu.__file__)
+    return unavailable_reason() or str(compiled.module.__file__)
 
 
 def default_isa() -> str:
     """Return the fastest instruction set that this processor runs, such as ``avx2``."""
-    return _cpu.best_isa()
+    return compiled.module.best_isa()
 
 
 def isa_unavailable_reason(isa: str) -> str | None:
     """Return why an instruction set cannot run here, or None if it can; see ``ISAS``."""
     try:
-        _cpu.check_isa(isa)
+        compiled.module.check_isa(isa)
     except (RuntimeError, ValueError) as error:
         return str(error)
     return None
@@ -55,7 +52,7 @@ def isa_unavailable_reason(isa: str) -> str | None:
 
 def is_compiled(isa: str) -> bool:
     """Return whether the compiled module holds an instruction set, whatever this processor runs."""
-    return _cpu.is_compiled(isa)
+    return compiled.module.is_compiled(isa)
 
 
 def limit_isa(isa: str) -> None:
@@ -68,12 +65,12 @@ def limit_isa(isa: str) -> None:
         RuntimeError: if the processor lacks it.
         ValueError: if the name is unknown.
     """
-    _cpu.set_auto_isa(isa)
+    compiled.module.set_auto_isa(isa)
 
 
 def threading() -> str:
     """Return what the compiled module spreads its work with: ``OpenMP`` or ``std::thread``."""
-    return _cpu.threading()
+    return compiled.module.threading()
 
 
 def linear(call: Matmul, isa: str = "auto") -> Tensor:
@@ -143,7 +140,7 @@ def _run(
     size = (x_q.shape[0], 1, 1) if x_q.dim() == 2 else tuple(x_q.shape[:3])
     channels = (x_q.shape[-1], 0 if x2_q is None else x2_q.shape[-1])
     is_int8 = out[0].dtype is torch.int8
-    return _cpu.matmul(
+    return compiled.module.matmul(
         _shape_object(geometry, size, channels, call.w_scale.shape[0]),
         call.bits,
         tensors.plain(x_q),
@@ -215,9 +212,9 @@ def _shape_object(
     size: tuple[int, int, int],
     channels: tuple[int, int],
     out_channels: int,
-) -> _cpu.Conv2dShape:
+) -> compiled.module.Conv2dShape:
     """Build the kernel's description of a shape once; a model has a few dozen."""
-    return _cpu.Conv2dShape(
+    return compiled.module.Conv2dShape(
         size=size,
         channels=channels,
         out_channels=out_channels,

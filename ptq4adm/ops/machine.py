@@ -6,14 +6,11 @@ The compiled module measures both; `csrc/cpu/roofline.h` and `sampler.h` say how
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from ptq4adm.errors import BackendUnavailableError, ConfigError
+from ptq4adm.ops import compiled
 from ptq4adm.ops.compiled import unavailable_reason
-
-with suppress(ImportError):  # compiled.py remembers why
-    from ptq4adm import _cpu
 
 # below these shares of the vector samples, an instruction is a helper's, not the kernel's
 _WIDE_SHARE = 0.2
@@ -71,7 +68,7 @@ class InstructionCounts:
 def peak_kinds() -> dict[str, str]:
     """Every ceiling that can be measured, with why it cannot be here, or an empty string."""
     _check_module()
-    return {kind: _cpu.peak_missing(kind) for kind in _cpu.peak_kinds()}
+    return {kind: compiled.module.peak_missing(kind) for kind in compiled.module.peak_kinds()}
 
 
 def measure_peak(kind: str, *, milliseconds: float = 100.0, threads: int = 1) -> float:
@@ -100,12 +97,12 @@ def measure_peak(kind: str, *, milliseconds: float = 100.0, threads: int = 1) ->
         raise ConfigError(
             f"threads = {threads}, milliseconds = {milliseconds}: both must be positive"
         )
-    return _cpu.measure_peak(kind, milliseconds, threads)
+    return compiled.module.measure_peak(kind, milliseconds, threads)
 
 
 def sampler_missing() -> str:
     """Why instructions cannot be sampled here, or an empty string."""
-    return unavailable_reason() or _cpu.sampler_missing()
+    return unavailable_reason() or compiled.module.sampler_missing()
 
 
 def sample_instructions(work: Callable[[], object]) -> InstructionCounts:
@@ -120,11 +117,11 @@ def sample_instructions(work: Callable[[], object]) -> InstructionCounts:
     missing = sampler_missing()
     if missing:
         raise BackendUnavailableError(f"instructions cannot be sampled here: {missing}")
-    _cpu.sampler_start()
+    compiled.module.sampler_start()
     try:
         work()
     finally:
-        counts = _cpu.sampler_stop()
+        counts = compiled.module.sampler_stop()
     return InstructionCounts(**counts)
 
 

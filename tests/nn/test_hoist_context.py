@@ -19,7 +19,7 @@ from ptq4adm.errors import UnsupportedLayerError
 from ptq4adm.nn import QuantizedLayer, StepIndex, attach_step_hook
 from ptq4adm.nn.forwards import HoistedForward, is_hoisted
 from ptq4adm.nn.fuse import fuse_blocks
-from ptq4adm.nn.hoist import _Key, prepared
+from ptq4adm.nn.hoist import _Key, _Run, prepared
 from ptq4adm.nn.replace import check_hooks, quantized_layer, replace_layers
 from ptq4adm.quant.buckets import TimestepBuckets
 
@@ -239,3 +239,16 @@ def test_fused_blocks_use_what_was_kept_of_static_layers() -> None:
 
         patch.setattr(QuantizedLayer, "quantize_input", refuse)
         assert _error(_call(unet, x, 500, **text), plain) <= TOLERANCE
+
+
+def test_steps_on_a_device_are_known_by_their_place() -> None:
+    run = _Run(torch.arange(4.0), None, None, torch.float32)
+    numbers = torch.empty(8, device="meta")
+    run.timesteps, run.version = numbers[1::2], numbers._version
+    assert [run._row(step) for step in run.timesteps] == [0, 1, 2, 3]
+    assert run._row(numbers[2]) is None  # between two of them
+    assert run._row(numbers[0]) is None
+    assert run._row(torch.empty(1, dtype=torch.int64, device="meta")[0]) is None
+    step = run.timesteps[2]
+    numbers.fill_(1.0)  # the rows no longer say what the tensor holds
+    assert run._row(step) is None
