@@ -106,8 +106,16 @@ def test_queries_without_keys_get_what_the_reference_gives(loops: str) -> None:
     assert torch.equal(got, attention(q, k, v, 1, bias=bias, backend="reference"))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("which", ["q", "k", "v", "bias"])
+# minus infinity in the bias is no error: it hides a key
+BROKEN = [
+    (which, value)
+    for which in ("q", "k", "v", "bias")
+    for value in (float("nan"), float("inf"), -float("inf"))
+    if (which, value) != ("bias", -float("inf"))
+]
+
+
+@pytest.mark.parametrize(("which", "value"), BROKEN)
 @pytest.mark.parametrize("keys", [5, 700])
 def test_inputs_that_are_not_finite_do_not_look_finite(
     loops: str, which: str, value: float, keys: int
@@ -116,8 +124,6 @@ def test_inputs_that_are_not_finite_do_not_look_finite(
     bias = torch.zeros(1, keys)
     inputs = {"q": q, "k": k, "v": v, "bias": bias}
     inputs[which].view(-1)[3] = value
-    if which == "bias" and value == -float("inf"):
-        pytest.skip("that hides a key")
     got = cpu_attention.attention(q, k, v, 1, bias=bias, isa=loops)
     first = got[0, 0] if which == "q" else got
     assert not bool(torch.isfinite(first).all())
