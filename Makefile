@@ -10,11 +10,14 @@ help:            ## list the commands
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 setup: $(STAMP)  ## virtual environment with the package (editable) and its tools
-$(STAMP): setup.py pyproject.toml constraints.txt $(SOURCES)
+$(STAMP): setup.py pyproject.toml constraints.txt constraints-oldest.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# the pinned torch first: left to the resolver, another package may pull a different one
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch numpy setuptools pybind11 ninja
 	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt -e ".[dev]"
+	@# the oldest supported triton beside the pinned one: its own folder, for the tests only
+	$(BIN)/pip install -q --disable-pip-version-check --upgrade --no-deps --target $(VENV)/oldest \
+		-r constraints-oldest.txt
 	touch $@
 
 demo: $(STAMP)   ## the same prompts and seeds in float and W4A8, with what it costs: build/demo/

@@ -1,4 +1,7 @@
-"""Triton kernels of ptq4adm, installed as the package ``ptq4adm.kernels``; none is here yet.
+"""Triton kernels of ptq4adm, installed as the package ``ptq4adm.kernels``: one file a kernel.
+
+``launch.py`` runs or compiles them, ``tuning.py`` knows their tiles. Importing this package imports
+no Triton; its modules do. Operators that use the kernels are in ``ptq4adm.ops``.
 
 The folder also is importable as a top-level ``kernels`` when the repository root is on
 ``sys.path``, which would shadow the unrelated package of that name: the guard below refuses it.
