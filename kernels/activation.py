@@ -144,7 +144,7 @@ def row_scale(bits, scale_ptr, offs_m, M):
 def given_scale(scale_ptr, x_scale_ptr, table_size, step_ptr):
     """The given scale of a tensor, a scalar; the first program writes it out."""
     scale = load_scale(x_scale_ptr, step_ptr, table_size)
-    if tl.program_id(0) == 0:
+    if tl.program_id(0) + tl.program_id(1) == 0:
         tl.store(scale_ptr, scale)
     return scale
 
@@ -158,6 +158,6 @@ def measured_scale(scale_ptr, partials_ptr, partials, PARTIALS: tl.constexpr):
         part = tl.load(partials_ptr + first + offs, mask=first + offs < partials, other=0)
         bits = tl.maximum(bits, part)
     scale = scale_of(tl.max(bits, axis=0))
-    if tl.program_id(0) == 0:
+    if tl.program_id(0) + tl.program_id(1) == 0:
         tl.store(scale_ptr, scale)
     return scale

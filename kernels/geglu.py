@@ -51,12 +51,13 @@ def _geglu_kernel(
 ):
     offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_k = tl.arange(0, BLOCK_K)
+    if x_scale_ptr is not None:
+        # first, so that it is there when the row is
+        scale = given_scale(scale_ptr, x_scale_ptr, table_size, step_ptr)
     if IS_WHOLE:
         y = gated_rows(x_ptr, offs_m, offs_k, M, K, row_stride)
         if x_scale_ptr is None:
             scale = row_scale(row_absmax(y), scale_ptr, offs_m, M)
-        else:
-            scale = given_scale(scale_ptr, x_scale_ptr, table_size, step_ptr)
         store_rows(y, scale, x_q_ptr, offs_m, offs_k, M, K)
     else:
         if x_scale_ptr is None:
@@ -65,8 +66,6 @@ def _geglu_kernel(
                 y = gated_rows(x_ptr, offs_m, k + offs_k, M, K, row_stride)
                 bits = tl.maximum(bits, row_absmax(y))
             scale = row_scale(bits, scale_ptr, offs_m, M)
-        else:
-            scale = given_scale(scale_ptr, x_scale_ptr, table_size, step_ptr)
         for k in range(0, K, BLOCK_K):
             y = gated_rows(x_ptr, offs_m, k + offs_k, M, K, row_stride)
             store_rows(y, scale, x_q_ptr, offs_m, k + offs_k, M, K)

@@ -89,6 +89,9 @@ def _layernorm_kernel(
 ):
     offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_k = tl.arange(0, BLOCK_K)
+    if x_scale_ptr is not None:
+        # first, so that it is there when the row is
+        scale = given_scale(scale_ptr, x_scale_ptr, table_size, step_ptr)
     if IS_WHOLE:
         x = load_rows(x_ptr, offs_m, offs_k, M, K, row_stride)
         centered = centered_rows(x, row_mean(x, K), offs_k < K)
@@ -97,8 +100,6 @@ def _layernorm_kernel(
         y = scaled_rows(centered, rstd, weight_ptr, bias_ptr, offs_k, K)
         if x_scale_ptr is None:
             scale = row_scale(row_absmax(y), scale_ptr, offs_m, M)
-        else:
-            scale = given_scale(scale_ptr, x_scale_ptr, table_size, step_ptr)
         store_rows(y, scale, x_q_ptr, offs_m, offs_k, M, K)
     else:
         mean, rest, variance = row_moments(x_ptr, offs_m, M, K, row_stride, BLOCK_M, BLOCK_K)
@@ -111,8 +112,6 @@ def _layernorm_kernel(
                 y = scaled_rows(centered, rstd, weight_ptr, bias_ptr, k + offs_k, K)
                 bits = tl.maximum(bits, row_absmax(y))
             scale = row_scale(bits, scale_ptr, offs_m, M)
-        else:
-            scale = given_scale(scale_ptr, x_scale_ptr, table_size, step_ptr)
         for k in range(0, K, BLOCK_K):
             x = load_rows(x_ptr, offs_m, k + offs_k, M, K, row_stride)
             centered = centered_rows(x - mean, rest, k + offs_k < K)
