@@ -19,7 +19,7 @@ import triton.language as tl
 from ptq4adm.kernels.device import decode_int4, decode_int4_groups
 from ptq4adm.kernels.epilogue import Epilogue, finish_tile, tile_channels
 from ptq4adm.kernels.launch import launch
-from ptq4adm.kernels.split_k import store_partial, sum_partials, workspace
+from ptq4adm.kernels.split_k import first_splits, store_partial, sum_partials, workspace
 from ptq4adm.kernels.tuning import TileConfig
 from torch import Tensor
 
@@ -286,10 +286,3 @@ def gemm(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
-
-
-def first_splits(splits: int, K: int, K2: int) -> int:
-    """Return how many splits the first of two segments gets: its share of k, at least one each."""
-    if K2 == 0 or splits == 1:
-        return splits
-    return min(max(round(splits * K / (K + K2)), 1), splits - 1)

@@ -107,3 +107,10 @@ def workspace(
         return None, None
     slabs = torch.empty(splits * tiles * tile_size, dtype=torch.int32, device=device)
     return slabs, _counters.take(device, tiles)
+
+
+def first_splits(splits: int, K: int, K2: int) -> int:
+    """Return how many splits the first of two segments gets: its share of k, at least one each."""
+    if K2 == 0 or splits == 1:
+        return splits
+    return min(max(round(splits * K / (K + K2)), 1), splits - 1)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Triton decides when it is imported; the kernels then run in its interpreter, on the CPU
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import ptq4adm
 from ptq4adm.ops import cpu

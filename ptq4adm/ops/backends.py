@@ -15,7 +15,7 @@ from functools import cache
 import torch
 
 from ptq4adm.errors import BackendUnavailableError, UnknownBackendError
-from ptq4adm.ops import cpu
+from ptq4adm.ops import cpu, triton_backend
 from ptq4adm.ops.prepack import packed_shape, prepack, to_canonical
 
 __all__ = [
@@ -48,24 +48,26 @@ class BackendStatus:
         name: the backend.
         available: True if it can run.
         detail: what it runs on, or why it cannot and what to do.
+        device_type: the kind of device that this is about, such as ``cuda``.
     """
 
     name: BackendName
     available: bool
     detail: str
+    device_type: str = "cpu"
 
 
 def backend_report() -> list[BackendStatus]:
     """Return the state of every backend, for ``ptq4adm doctor``."""
-    return [_status(name) for name in BackendName]
+    return [_status(name, _report_device(name)) for name in BackendName]
 
 
 def resolve_backend(name: str, device: torch.device | str = "cpu") -> str:
     """Return the backend that a name means for tensors on a device.
 
     Args:
-        name: a backend's name, or ``auto``: on the CPU the compiled backend if it is built, else
-            ``reference``.
+        name: a backend's name, or ``auto``: on the CPU the compiled backend if it is built, on a
+            CUDA device ``triton`` if it can run there, else ``reference``.
         device: where the tensors live.
 
     Returns:
@@ -83,16 +85,18 @@ def resolve_backend(name: str, device: torch.device | str = "cpu") -> str:
 def _resolve(name: str, device_type: str) -> str:
     """Resolve once per name and kind of device, so that the choice is logged once."""
     if name == "auto":
-        is_native = device_type == "cpu" and _status(BackendName.CPU).available
-        chosen = BackendName.CPU if is_native else BackendName.REFERENCE
-        _log.info("backend auto on %s: %s (%s)", device_type, chosen.value, _status(chosen).detail)
+        best = {"cpu": BackendName.CPU, "cuda": BackendName.TRITON}.get(device_type)
+        is_best = best is not None and _status(best, device_type).available
+        chosen = best if best is not None and is_best else BackendName.REFERENCE
+        detail = _status(chosen, device_type).detail
+        _log.info("backend auto on %s: %s (%s)", device_type, chosen.value, detail)
         return chosen.value
     names = [backend.value for backend in BackendName]
     if name not in names:
         raise UnknownBackendError(
             f"backend {name!r} is unknown; use one of {', '.join(names)}, or auto"
         )
-    status = _status(BackendName(name))
+    status = _status(BackendName(name), device_type)
     if not status.available:
         raise BackendUnavailableError(f"backend {name!r} is not available: {status.detail}")
     if name == "cpu" and device_type != "cpu":
@@ -104,15 +108,23 @@ def _resolve(name: str, device_type: str) -> str:
     return name
 
 
-def _status(name: BackendName) -> BackendStatus:
+def _report_device(name: BackendName) -> str:
+    """The kind of device that a backend is for, on this machine."""
+    return "cuda" if name is BackendName.TRITON and torch.cuda.is_available() else "cpu"
+
+
+def _status(name: BackendName, device_type: str) -> BackendStatus:
+    reason: str | None = None
     if name is BackendName.REFERENCE:
-        return BackendStatus(name, True, "plain PyTorch, any device, slow: the oracle of the tests")
-    if name is BackendName.CPU:
+        detail = "plain PyTorch, any device, slow: the oracle of the tests"
+    elif name is BackendName.CPU:
         reason = cpu.unavailable_reason()
-        if reason is not None:
-            return BackendStatus(name, False, reason)
-        detail = f"{cpu.default_isa()}, {torch.get_num_threads()} threads ({cpu.threading()})"
-        return BackendStatus(name, True, detail)
-    return BackendStatus(
-        name, False, "this version has no such kernels yet; use backend='cpu' or 'reference'"
-    )
+        if reason is None:
+            detail = f"{cpu.default_isa()}, {torch.get_num_threads()} threads ({cpu.threading()})"
+    elif name is BackendName.TRITON:
+        reason = triton_backend.unavailable_reason(device_type)
+        if reason is None:
+            detail = triton_backend.describe(device_type)
+    else:
+        reason = "this version has no CUDA kernels yet; use backend='triton', 'cpu' or 'reference'"
+    return BackendStatus(name, reason is None, reason or detail, device_type)

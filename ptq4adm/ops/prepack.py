@@ -1,7 +1,8 @@
 """The weight order of each backend, derived from the canonical one and always invertible.
 
-``reference`` reads the canonical order of ``ptq4adm.packing.layout``. ``cpu`` reads panels of 16
-output channels (N is zero-padded to a multiple of 16), so that one 32-byte load feeds 16 channels::
+``reference`` and ``triton`` read the canonical order of ``ptq4adm.packing.layout``. ``cpu`` reads
+panels of 16 output channels (N is zero-padded to a multiple of 16), so that one 32-byte load feeds
+16 channels::
 
     4 bits, every 4 k: byte i = 0..31   | channel 8 + i / 4, k = i % 4 | channel i / 4, k = i % 4 |
                                           bits 7..4                      bits 3..0   (as w + 8)
@@ -20,6 +21,7 @@ from ptq4adm.errors import ShapeError, UnknownBackendError
 from ptq4adm.packing.layout import KLayout, pack_int4, unpack_int4
 
 PANEL_N = 16  # output channels of one cpu panel
+CANONICAL_BACKENDS = ("reference", "triton")  # these read the weight as it is stored
 
 
 def packed_shape(bits: int, out_features: int, k_padded: int, backend: str) -> tuple[int, int]:
@@ -38,12 +40,13 @@ def packed_shape(bits: int, out_features: int, k_padded: int, backend: str) -> t
         UnknownBackendError: if the backend has no weight order.
     """
     per_byte = 2 if bits == 4 else 1
-    if backend == "reference":
+    if backend in CANONICAL_BACKENDS:
         return out_features, k_padded // per_byte
     if backend == "cpu":
         return -(-out_features // PANEL_N), PANEL_N * k_padded // per_byte
     raise UnknownBackendError(
-        f"backend {backend!r} has no weight order in this version; use 'reference' or 'cpu'"
+        f"backend {backend!r} has no weight order in this version; use 'reference', 'cpu' or "
+        "'triton'"
     )
 
 
@@ -57,7 +60,7 @@ def prepack(qweight: Tensor, *, bits: int, layout: KLayout, backend: str) -> Ten
         backend: a resolved backend's name.
 
     Returns:
-        The same dtype, of ``packed_shape``; for ``reference`` the same tensor.
+        The same dtype, of ``packed_shape``; for ``CANONICAL_BACKENDS`` the same tensor.
 
     Raises:
         ShapeError: if ``qweight`` does not have the canonical shape.
@@ -66,7 +69,7 @@ def prepack(qweight: Tensor, *, bits: int, layout: KLayout, backend: str) -> Ten
     out_features = qweight.shape[0]
     _check_shape(qweight, packed_shape(bits, out_features, layout.k_padded, "reference"))
     packed_shape(bits, out_features, layout.k_padded, backend)  # an unknown backend raises
-    if backend == "reference":
+    if backend in CANONICAL_BACKENDS:
         return qweight
     padding = (0, 0, 0, -out_features % PANEL_N)
     # four k of a channel move as one 32-bit word
@@ -93,14 +96,14 @@ def to_canonical(
         backend: the backend whose order ``packed`` has.
 
     Returns:
-        The canonical weight; for ``reference`` the same tensor.
+        The canonical weight; for ``CANONICAL_BACKENDS`` the same tensor.
 
     Raises:
         ShapeError: if ``packed`` does not have the backend's shape.
         UnknownBackendError: if the backend has no weight order.
     """
     _check_shape(packed, packed_shape(bits, out_features, layout.k_padded, backend))
-    if backend == "reference":
+    if backend in CANONICAL_BACKENDS:
         return packed
     if bits == 4:
         words = packed.contiguous().view(torch.int32).reshape(-1, layout.k_padded // 4, 8)

@@ -22,6 +22,28 @@ with torch.device("meta"):
 
 WEIGHT_RANGE = {4: (-8, 7), 8: (-127, 127)}
 
+# image size, channels and geometry of each kind
+CONVOLUTIONS = {
+    "3x3": ((2, 5, 6), 64, Conv2dGeometry((3, 3), padding=(1, 1))),
+    "3x3 odd channels": ((1, 7, 5), 70, Conv2dGeometry((3, 3), padding=(1, 1))),
+    "stride 2": ((2, 7, 8), 33, Conv2dGeometry((3, 3), stride=(2, 2), padding=(1, 1))),
+    "stride 2, 1 and no padding": ((1, 9, 7), 16, Conv2dGeometry((3, 2), stride=(2, 1))),
+    "padding larger than the kernel": ((1, 3, 3), 5, Conv2dGeometry((3, 3), padding=(4, 5))),
+    "dilation": ((1, 9, 8), 20, Conv2dGeometry((3, 3), padding=(2, 3), dilation=(2, 3))),
+    "1x1": ((2, 3, 5), 130, Conv2dGeometry((1, 1))),
+    "1x1 stride 2": ((2, 5, 5), 64, Conv2dGeometry((1, 1), stride=(2, 2))),
+    "5x1": ((1, 6, 3), 12, Conv2dGeometry((5, 1), padding=(2, 0))),
+    "one pixel": ((3, 1, 1), 64, Conv2dGeometry((3, 3), padding=(1, 1))),
+    "upsample 2": ((1, 3, 4), 64, Conv2dGeometry((3, 3), padding=(1, 1), upsample=(6, 8))),
+    "upsample odd": ((2, 3, 5), 30, Conv2dGeometry((3, 3), padding=(1, 1), upsample=(7, 9))),
+    "upsample smaller": ((1, 7, 5), 8, Conv2dGeometry((3, 3), padding=(1, 1), upsample=(4, 3))),
+    "upsample, stride": (
+        (1, 5, 3),
+        17,
+        Conv2dGeometry((3, 3), stride=(2, 2), padding=(1, 1), upsample=(11, 7)),
+    ),
+}
+
 
 @dataclass
 class Case:
@@ -131,6 +153,12 @@ def _unpad(rows: Tensor, layout: KLayout) -> Tensor:
 @pytest.fixture
 def make_case() -> Callable[..., Case]:
     return build_case
+
+
+@pytest.fixture(params=CONVOLUTIONS)
+def convolution(request: pytest.FixtureRequest) -> tuple[tuple[int, ...], int, Conv2dGeometry]:
+    """Image size, channels and geometry of each kind of convolution."""
+    return CONVOLUTIONS[request.param]
 
 
 def _isas() -> list[str]:
