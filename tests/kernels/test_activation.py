@@ -46,6 +46,9 @@ INPUTS = {
     "subnormal": lambda: torch.randn(4, 64) * 1e-40,
     "huge": lambda: torch.randn(4, 64).sign() * 3e38,
     "ties": lambda: torch.arange(-128, 128).float().reshape(4, 64) * 0.5,
+    # the product with the rounded reciprocal and the quotient round to different integers
+    "between the static steps": lambda: (torch.arange(-127, 127) + 0.5)[None] * 0.021,
+    "between the table's steps": lambda: (torch.arange(-127, 127) + 0.5)[None] * 0.017,
     "rows apart": lambda: torch.randn(2, 5, 6, 20)[..., 3:14],
     "half the channels": lambda: torch.randn(2, 3, 4, 640)[..., 320:],
     "columns apart": lambda: torch.randn(9, 40)[:, ::3],
@@ -168,6 +171,14 @@ def test_what_is_not_finite_shows_in_a_measured_scale(position, granularity, bad
         scale = scale[position // 100]
     assert not math.isfinite(float(scale))
     assert math.isnan(float(scale)) == math.isnan(bad)
+
+
+def test_the_reciprocal_is_rounded_before_the_product() -> None:
+    """The inputs above tell the contract's formula from a division."""
+    for name, scale in (("static", 0.021), ("table's", 0.017)):
+        x = INPUTS[f"between the {name} steps"]()
+        quotient = (x / torch.tensor(scale)).round().clamp(-127, 127)
+        assert not torch.equal(reference.quantize_int8(x, x_scale=torch.tensor(scale))[0], quotient)
 
 
 # --- group norm -----------------------------------------------------------------------------------
