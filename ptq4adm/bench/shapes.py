@@ -164,7 +164,13 @@ def step_inputs(
         latents: float32 [2, C, H, W].
         conditioning: the keyword arguments that follow the timestep.
     """
-    spec = model_spec(model)
+    return spec_inputs(model_spec(model), device=device, seed=seed)
+
+
+def spec_inputs(
+    spec: ModelSpec, *, device: str = "cpu", seed: int = 0
+) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """`step_inputs` of a UNet that need not be in `MODELS`."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:

@@ -1,0 +1,118 @@
+"""One product of a layer as the ``triton`` backend takes it, with a tile of one's choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ptq4adm.bench.gpu_shapes import GpuLayer
+from ptq4adm.bench.shapes import LINEAR
+from ptq4adm.kernels.tuning import Problem, TileConfig
+from ptq4adm.ops import triton_matmul
+from ptq4adm.ops.arguments import Conv2dGeometry, Matmul, MatmulOptions
+from ptq4adm.packing.layout import KLayout
+
+
+@dataclass(frozen=True)
+class ProductCall:
+    """A call and, for a convolution, its geometry.
+
+    Attributes:
+        call: tensors and options.
+        geometry: None for rows.
+    """
+
+    call: Matmul
+    geometry: Conv2dGeometry | None
+
+    def problem(self) -> Problem:
+        """What its tile is chosen by."""
+        if self.geometry is None:
+            return triton_matmul.linear_problem(self.call)
+        return triton_matmul.conv2d_problem(self.call, self.geometry)
+
+    def run(self, config: TileConfig | None = None) -> Tensor:
+        """Launch it with a tile; None for the one that is looked up."""
+        if self.geometry is None:
+            return triton_matmul.linear(self.call, config)
+        return triton_matmul.conv2d(self.call, self.geometry, config)
+
+
+def layer_geometry(layer: GpuLayer) -> Conv2dGeometry | None:
+    """Kernel, stride, padding and enlargement of a layer; None for rows."""
+    shape = layer.shape
+    if shape.kind == LINEAR:
+        return None
+    return Conv2dGeometry(
+        (shape.kernel, shape.kernel),
+        (shape.stride, shape.stride),
+        (shape.kernel // 2, shape.kernel // 2),
+        upsample=shape.out_size if shape.is_upsampled else None,
+    )
+
+
+def layer_layout(layer: GpuLayer) -> KLayout:
+    """Order of a layer's packed weight."""
+    return KLayout((layer.shape.in_channels,), (layer.shape.kernel, layer.shape.kernel))
+
+
+def make_call(
+    layer: GpuLayer,
+    bits: int,
+    *,
+    x_q: Tensor,
+    qweight: Tensor,
+    w_scale: Tensor,
+    bias: Tensor,
+    is_gated: bool = False,
+    is_int8: bool = False,
+) -> ProductCall:
+    """A layer's product with bias, as a UNet's step has it.
+
+    Args:
+        layer: the sizes.
+        bits: 4 or 8, of the weight.
+        x_q: int8 [M, K], or NHWC.
+        qweight: canonical.
+        w_scale: float32 [N].
+        bias: float32 [N].
+        is_gated: with GEGLU.
+        is_int8: int8 output; else float16.
+    """
+    x_scale = torch.ones(1, device=x_q.device)
+    options = MatmulOptions(
+        bias=bias,
+        geglu=is_gated,
+        out_dtype=torch.float16,
+        out_scale=torch.ones_like(x_scale) if is_int8 else None,
+    )
+    call = Matmul(bits, x_q, x_scale, qweight, w_scale, options)
+    return ProductCall(call, layer_geometry(layer))
+
+
+def empty_call(
+    layer: GpuLayer,
+    bits: int,
+    device: torch.device,
+    *,
+    is_gated: bool = False,
+    is_int8: bool = False,
+) -> ProductCall:
+    """The same of memory without content: to plan, or to compile."""
+    shape = layer.shape
+    is_linear = shape.kind == LINEAR
+    size = (shape.batch, shape.height, shape.width, shape.in_channels)
+    columns = layer_layout(layer).k_padded // (2 if bits == 4 else 1)
+    dtype = torch.uint8 if bits == 4 else torch.int8
+    return make_call(
+        layer,
+        bits,
+        x_q=torch.empty((shape.M, shape.K) if is_linear else size, dtype=torch.int8, device=device),
+        qweight=torch.empty((shape.N, columns), dtype=dtype, device=device),
+        w_scale=torch.empty(shape.N, device=device),
+        bias=torch.empty(shape.N, device=device),
+        is_gated=is_gated,
+        is_int8=is_int8,
+    )

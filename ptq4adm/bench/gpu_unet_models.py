@@ -1,0 +1,138 @@
+"""The UNets whose steps a GPU benchmark times: float16 and W4A8, with constant work done ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ptq4adm.bench.gpu_shapes import TOY_MODEL
+from ptq4adm.bench.shapes import TIMESTEP, ModelSpec, model_spec, spec_inputs
+from ptq4adm.models import UNet2DAdapter
+from ptq4adm.nn.hoist import prepared
+from ptq4adm.protocols import StepCallback
+
+
+def _toy_unet(device: str) -> nn.Module:
+    """One block of each kind, for rehearsals."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device(device):
+        unet: nn.Module = UNet2DConditionModel(
+            sample_size=4,
+            in_channels=8,
+            out_channels=8,
+            down_block_types=("CrossAttnDownBlock2D",),
+            up_block_types=("UpBlock2D",),
+            mid_block_type=None,
+            block_out_channels=(32,),
+            layers_per_block=1,
+            attention_head_dim=2,
+            cross_attention_dim=1024,
+            norm_num_groups=8,
+        )
+    return unet.requires_grad_(False).eval()
+
+
+TOY_SPEC = ModelSpec(_toy_unet, (8, 4, 4), 3)
+
+
+class StepModels:
+    """The UNets of one model, prepared until the stack ends; float16 variants share one."""
+
+    def __init__(self, model: str, device: torch.device, backend: str, stack: ExitStack) -> None:
+        self.model, self.device, self.backend, self._stack = model, device, backend, stack
+        self._half: nn.Module | None = None
+        self.dtype = torch.float16 if device.type == "cuda" else torch.float32
+        self.spec = TOY_SPEC if model == TOY_MODEL else model_spec(model)
+        latents, conditioning = spec_inputs(self.spec, device=str(device))
+        self.latents = latents.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        self.conditioning = {
+            name: None if tensor is None else tensor.to(self.dtype)
+            for name, tensor in conditioning.items()
+        }
+        self.timesteps = torch.tensor([TIMESTEP], device=device)
+
+    def float_unet(self) -> nn.Module:
+        """Random weights, float32."""
+        torch.manual_seed(0)
+        return self.spec.build(str(self.device))
+
+    def half(self) -> nn.Module:
+        """Float16 in channels_last memory; a rehearsal keeps float32, which CPUs are made for."""
+        if self._half is None:
+            unet = self.float_unet().to(self.dtype)
+            # mypy knows no overload with memory_format alone
+            unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._half = self._prepare(unet)
+        return self._half
+
+    def quantized(self, *, is_static: bool) -> nn.Module:
+        """W4A8 with fused blocks; static scales from one run on the very inputs."""
+        from ptq4adm.calibration import RunSettings, record
+        from ptq4adm.config import QuantConfig
+        from ptq4adm.quantization import quantize
+
+        unet = self.float_unet()
+        calibration = None
+        if is_static:
+            settings = RunSettings(steps=1, guidance=1.0, buckets=1, batch=1)
+            adapter = _OneStep(self)
+            calibration = record(adapter, unet, ["random inputs"], settings, progress=False)
+        config = QuantConfig(
+            scheme="w4a8",
+            activation="static" if is_static else "dynamic",
+            weight_observer="absmax",  # changes no speed, and needs no search
+            backend=self.backend,
+        )
+        quantize(unet, config, calibration, progress=False)
+        return self._prepare(unet.to(self.dtype))
+
+    def _prepare(self, unet: nn.Module) -> nn.Module:
+        """Do constant work ahead."""
+        context = prepared(
+            unet,
+            self.timesteps,
+            class_labels=self.conditioning.get("class_labels"),
+            encoder_hidden_states=self.conditioning.get("encoder_hidden_states"),
+        )
+        self._stack.enter_context(context)
+        return unet
+
+    def call(self, unet: Callable[..., Any], dtype: torch.dtype | None = None) -> Tensor:
+        """One step."""
+        conditioning = self.conditioning
+        latents = self.latents
+        if dtype is not None:
+            latents = latents.to(dtype)
+            conditioning = {k: v if v is None else v.to(dtype) for k, v in conditioning.items()}
+        # an element of the prepared tensor: it is known by its place, without waiting for the GPU
+        result: Tensor = unet(latents, self.timesteps[0], **conditioning).sample
+        return result
+
+
+class _OneStep(UNet2DAdapter):
+    """Runs a bare float32 UNet once, for ranges that suit random weights."""
+
+    def __init__(self, unets: StepModels) -> None:
+        self.unets = unets
+
+    def run(
+        self,
+        pipe: Any,
+        prompts: Sequence[str],  # noqa: ARG002
+        *,
+        steps: int,  # noqa: ARG002
+        guidance: float,  # noqa: ARG002
+        seed: int,  # noqa: ARG002
+        on_step: StepCallback | None = None,
+    ) -> Tensor:
+        """One step."""
+        with torch.no_grad():
+            result = self.unets.call(pipe, torch.float32)
+        if on_step is not None:
+            on_step(0, TIMESTEP, result)
+        return result
