@@ -42,7 +42,7 @@ def test_text_shows_ratios(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--device", "cuda"], "--device cpu"),
+        (["--device", "tpu"], "expected cpu or cuda"),
         (["--model", "x"], "model 'x' is unknown"),
         (["--peer", "y"], "peer 'y' is unknown"),
         (["--kind", "z"], "kind 'z' is unknown"),
