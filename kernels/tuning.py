@@ -20,8 +20,10 @@ _log = logging.getLogger(__name__)
 
 BLOCK_K = 64  # k of a block of the canonical weight
 GATHER, TMA = "gather", "tma"
-# bytes of shared memory that one program may have, by compute capability
+# bytes of shared memory that one program may have, by compute capability; a multiprocessor has
+# 1024 more, and each of its programs takes 1024 besides its own
 _SHARED_BYTES = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}
+_SYSTEM_SHARED_BYTES = 1024
 # int8 multiply-adds a clock and multiprocessor, from the vendors' peak rates and clocks
 _PEAK_MACS = {80: 2048, 86: 1024, 89: 1024, 90: 4096}
 
@@ -61,6 +63,7 @@ class Problem:
         channels: input channels of each K segment, padded to whole blocks of 64.
         taps: pixels of the kernel.
         is_gated: whether gating follows.
+        is_grouped: whether groups of 64 weights have multipliers.
         box: (H, W) of the image if the TMA form can be used, else None.
         capability: 10 * major + minor of the GPU; 0 for the interpreter.
         multiprocessors: of the GPU.
@@ -73,6 +76,7 @@ class Problem:
     channels: tuple[int, ...]
     taps: int = 1
     is_gated: bool = False
+    is_grouped: bool = False
     box: tuple[int, int] | None = None
     capability: int = 0
     multiprocessors: int = 4
@@ -108,11 +112,9 @@ def illegal_reason(config: TileConfig, problem: Problem) -> str | None:
     if config.num_stages < 1:
         return f"num_stages = {config.num_stages}: expected at least 1"
     limit = _SHARED_BYTES.get(problem.capability)
-    if limit is not None and shared_bytes(config, problem.bits) > limit:
-        return (
-            f"{config}: {shared_bytes(config, problem.bits)} bytes of shared memory, a program "
-            f"may have {limit}"
-        )
+    needed = shared_bytes(config, problem.bits, problem.capability)
+    if limit is not None and needed > limit:
+        return f"{config}: {needed} bytes of shared memory, a program may have {limit}"
     return _illegal_form(config, problem)
 
 
@@ -132,10 +134,23 @@ def _illegal_form(config: TileConfig, problem: Problem) -> str | None:
     return None
 
 
-def shared_bytes(config: TileConfig, bits: int) -> int:
-    """Return the bytes of shared memory of a tile's pipeline."""
-    step = config.block_m * config.block_k + config.block_n * config.block_k * bits // 8
-    return step * config.num_stages
+def shared_bytes(config: TileConfig, bits: int, capability: int) -> int:
+    """Return the bytes of shared memory of a tile's pipeline.
+
+    Triton keeps a buffer less than there are stages, but one more of what the tensor core itself
+    reads from shared memory: on compute capability 9.0 activations and 8-bit weights.
+
+    Args:
+        config: the tile.
+        bits: 4 or 8, of a weight.
+        capability: 10 * major + minor; the size of the epilogue's exchanges, which reuse the
+            pipeline's memory, is not counted.
+    """
+    x_bytes = config.block_m * config.block_k
+    w_bytes = config.block_n * config.block_k * bits // 8
+    x_buffers = max(config.num_stages - (capability < 90), 1)
+    w_buffers = max(config.num_stages - (capability < 90 or bits == 4), 1)
+    return x_bytes * x_buffers + w_bytes * w_buffers
 
 
 def find_config(problem: Problem) -> TileConfig:
@@ -161,8 +176,9 @@ def _tell_untuned(device: str) -> None:
 
 def config_file(problem: Problem) -> Path:
     """Return the file of a problem's measured tiles, which may not exist."""
-    gated = "-geglu" if problem.is_gated else ""
-    return CONFIGS / f"{problem.kernel}{gated}-n{problem.N}-k{problem.K}-{problem.device}.json"
+    variant = "-geglu" if problem.is_gated else ""
+    variant += "-grouped" if problem.is_grouped else ""
+    return CONFIGS / f"{problem.kernel}{variant}-n{problem.N}-k{problem.K}-{problem.device}.json"
 
 
 @cache
@@ -194,7 +210,8 @@ def save_configs(path: Path, configs: dict[int, TileConfig]) -> None:
 
 # --- the plan for a shape that nobody measured -------------------------------------------------
 
-# channels, rows, warps, programs a multiprocessor that registers allow
+# channels, rows, warps, and how many programs of them the registers of a multiprocessor hold: a
+# thread of 8 warps may use 128, one of 4 warps 256 or 128 (tests/kernels/test_compile.py counts)
 _SHAPES = (
     (128, 128, 8, 2),
     (128, 64, 4, 2),
@@ -204,6 +221,7 @@ _SHAPES = (
     (64, 16, 4, 4),
 )
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
+_WARP_COPY_BYTES = 512  # of activations a step at least, so that a thread copies 16 at once
 _L2_BYTES = 32  # a clock and multiprocessor
 _STEP_CLOCKS = 80  # barriers and address arithmetic of a step that nothing hides
 _START_CLOCKS = 1500  # first loads and the epilogue of a program
@@ -230,15 +248,47 @@ def plan_config(problem: Problem) -> TileConfig:
 
 
 def _candidates(problem: Problem) -> list[tuple[TileConfig, int]]:
-    wide = 2 * BLOCK_K if all(c % (2 * BLOCK_K) == 0 for c in problem.channels) else BLOCK_K
+    """Tiles worth a try, and how many programs of each a multiprocessor holds."""
     form = TMA if problem.box is not None and problem.capability == 90 else GATHER
-    stages = 4 if wide == BLOCK_K else 3
-    return [
-        (TileConfig(m, n, wide, warps, stages, split, form), resident)
-        for n, m, warps, resident in _SHAPES
-        for split in _SPLITS
-        if n * m <= 128 * 128 // (2 if problem.is_gated else 1)
-    ]
+    found = []
+    for n, m, warps, resident in _SHAPES:
+        if n * m > _largest_tile(problem):
+            continue
+        block_k = _block_k(n * m, problem)
+        if m * block_k < _WARP_COPY_BYTES * warps:
+            continue
+        for split in _SPLITS:
+            stages = 4 if block_k == BLOCK_K else 3
+            config = TileConfig(m, n, block_k, warps, stages, split, form)
+            found.append((config, min(resident, _shared_allows(config, problem))))
+    return found
+
+
+def _largest_tile(problem: Problem) -> int:
+    """Elements of a tile that 128 registers a thread are enough for, with 8 warps.
+
+    Gating, a second segment's accumulators and, where mma.sync takes the decoded weights of a
+    whole tile, multipliers of groups need the registers of half a tile.
+    """
+    is_heavy = problem.is_gated or len(problem.channels) > 1
+    is_heavy |= problem.is_grouped and problem.capability < 90
+    return 128 * 128 // (2 if is_heavy else 1)
+
+
+def _block_k(tile: int, problem: Problem) -> int:
+    """K of a step: two blocks of the weight save barriers, where they fit registers."""
+    is_even = all(c % (2 * BLOCK_K) == 0 for c in problem.channels)
+    # multipliers of two groups a step would be exchanged through shared memory; fragments of 128 k
+    # for mma.sync need 138 to 142 registers
+    fits = not problem.is_grouped and (problem.capability >= 90 or tile < 128 * 128)
+    return 2 * BLOCK_K if is_even and fits else BLOCK_K
+
+
+def _shared_allows(config: TileConfig, problem: Problem) -> int:
+    """Programs that the shared memory of a multiprocessor holds, one at least."""
+    own = shared_bytes(config, problem.bits, problem.capability) + _SYSTEM_SHARED_BYTES
+    capacity = _SHARED_BYTES.get(problem.capability, own) + _SYSTEM_SHARED_BYTES
+    return max(capacity // own, 1)
 
 
 def _estimated_clocks(config: TileConfig, resident: int, problem: Problem) -> float:
