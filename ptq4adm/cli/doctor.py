@@ -53,7 +53,7 @@ def examine() -> dict[str, Any]:
             "detail": status.detail,
         }
         if status.available:
-            backend["self_test"] = self_test(status.name.value)
+            backend["self_test"] = self_test(status.name.value, status.device_type)
         backends.append(backend)
     shipped = _shipped()
     disk = shutil.disk_usage(Path.cwd())
@@ -79,8 +79,12 @@ def examine() -> dict[str, Any]:
     }
 
 
-def self_test(backend: str) -> str:
+def self_test(backend: str, device: str = "cpu") -> str:
     """Multiply small integers on a backend and compare with exact arithmetic.
+
+    Args:
+        backend: a backend that is available.
+        device: where its tensors live.
 
     Returns:
         "exact", or what was wrong.
@@ -104,10 +108,10 @@ def self_test(backend: str) -> str:
             pack_int4(rows) if bits == 4 else rows, bits=bits, layout=layout, backend=backend
         )
         got = ops.conv2d(
-            x_q,
-            one,
-            qweight,
-            torch.ones(24),
+            x_q.to(device),
+            one.to(device),
+            qweight.to(device),
+            torch.ones(24, device=device),
             bits=bits,
             kernel_size=(3, 3),
             padding=(1, 1),
@@ -116,7 +120,7 @@ def self_test(backend: str) -> str:
         exact = torch.nn.functional.conv2d(
             x_q.permute(0, 3, 1, 2).double(), w_q.double(), padding=1
         ).permute(0, 2, 3, 1)
-        if not torch.equal(got.double(), exact):
+        if not torch.equal(got.cpu().double(), exact):
             return f"w{bits}a8_conv2d differs from exact arithmetic; reinstall ptq4adm"
     return "exact"
 

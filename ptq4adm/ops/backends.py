@@ -48,11 +48,13 @@ class BackendStatus:
         name: the backend.
         available: True if it can run.
         detail: what it runs on, or why it cannot and what to do.
+        device_type: the kind of device that this is about, such as ``cuda``.
     """
 
     name: BackendName
     available: bool
     detail: str
+    device_type: str = "cpu"
 
 
 def backend_report() -> list[BackendStatus]:
@@ -112,21 +114,17 @@ def _report_device(name: BackendName) -> str:
 
 
 def _status(name: BackendName, device_type: str) -> BackendStatus:
+    reason: str | None = None
     if name is BackendName.REFERENCE:
-        return BackendStatus(name, True, "plain PyTorch, any device, slow: the oracle of the tests")
-    if name is BackendName.CPU:
+        detail = "plain PyTorch, any device, slow: the oracle of the tests"
+    elif name is BackendName.CPU:
         reason = cpu.unavailable_reason()
-        if reason is not None:
-            return BackendStatus(name, False, reason)
-        detail = f"{cpu.default_isa()}, {torch.get_num_threads()} threads ({cpu.threading()})"
-        return BackendStatus(name, True, detail)
-    if name is BackendName.TRITON:
+        if reason is None:
+            detail = f"{cpu.default_isa()}, {torch.get_num_threads()} threads ({cpu.threading()})"
+    elif name is BackendName.TRITON:
         reason = triton_backend.unavailable_reason(device_type)
-        if reason is not None:
-            return BackendStatus(name, False, reason)
-        return BackendStatus(name, True, triton_backend.describe(device_type))
-    return BackendStatus(
-        name,
-        False,
-        "this version has no CUDA kernels yet; use backend='triton', 'cpu' or 'reference'",
-    )
+        if reason is None:
+            detail = triton_backend.describe(device_type)
+    else:
+        reason = "this version has no CUDA kernels yet; use backend='triton', 'cpu' or 'reference'"
+    return BackendStatus(name, reason is None, reason or detail, device_type)
