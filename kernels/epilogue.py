@@ -187,12 +187,13 @@ def add_temb(y, temb_ptr, offs_n, mask_n, offs_m, mask_m, rows_per_sample, N):
     A tile of its values would take as many registers as the sums, and no second program would find
     room on the multiprocessor.
     """
-    samples = offs_m // rows_per_sample  # [BLOCK_M]
-    first = tl.min(samples)
-    last = tl.max(tl.where(mask_m, samples, first))
+    first = tl.min(offs_m) // rows_per_sample
+    last = tl.max(tl.where(mask_m, offs_m, 0)) // rows_per_sample
     for sample in tl.range(first, last + 1, num_stages=1):
         temb = tl.load(temb_ptr + sample * N + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-        y = tl.where((samples == sample)[None, :], y + temb[:, None], y)
+        row = offs_m - sample * rows_per_sample
+        is_inside = (row >= 0) & (row < rows_per_sample)
+        y = tl.where(is_inside[None, :], y + temb[:, None], y)
     return y
 
 

@@ -191,11 +191,20 @@ def load_configs(path: Path) -> dict[int, TileConfig]:
     if not path.exists():
         return {}
     try:
-        return {int(m): TileConfig(**fields) for m, fields in json.loads(path.read_text()).items()}
+        return {int(m): _read_tile(fields) for m, fields in json.loads(path.read_text()).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path}: expected an object of tiles by M ({error}); delete it or run `ptq4adm tune`"
         ) from error
+
+
+def _read_tile(fields: dict[str, object]) -> TileConfig:
+    """Build a tile of fields whose types are a tile's."""
+    for name, value in fields.items():
+        expected = str if name == "form" else int
+        if type(value) is not expected:
+            raise TypeError(f"{name} = {value!r}: expected {expected.__name__}")
+    return TileConfig(**fields)  # type: ignore[arg-type]
 
 
 def save_configs(path: Path, configs: dict[int, TileConfig]) -> None:
@@ -210,16 +219,16 @@ def save_configs(path: Path, configs: dict[int, TileConfig]) -> None:
 
 # --- the plan for a shape that nobody measured -------------------------------------------------
 
-# channels, rows, warps, and how many programs of them the registers of a multiprocessor hold: a
-# thread of 8 warps may use 128, one of 4 warps 256 or 128 (tests/kernels/test_compile.py counts)
-_SHAPES = (
-    (128, 128, 8, 2),
-    (128, 64, 4, 2),
-    (64, 128, 4, 2),
-    (64, 64, 4, 4),
-    (64, 32, 4, 4),
-    (64, 16, 4, 4),
-)
+# (channels, rows, warps) of a tile, and how many programs of it the registers of a multiprocessor
+# hold: a thread of 8 warps may use 128, one of 4 warps 256 or 128
+_SHAPES = {
+    (128, 128, 8): 2,
+    (128, 64, 4): 2,
+    (64, 128, 4): 2,
+    (64, 64, 4): 4,
+    (64, 32, 4): 4,
+    (64, 16, 4): 4,
+}
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 _WARP_COPY_BYTES = 512  # of activations a step at least, so that a thread copies 16 at once
 _L2_BYTES = 32  # a clock and multiprocessor
@@ -237,41 +246,47 @@ def plan_config(problem: Problem) -> TileConfig:
     if problem.capability == 0:
         # few programs: the interpreter pays for each
         return TileConfig(64, 64, BLOCK_K, 4, 1)
-    best: tuple[float, TileConfig] | None = None
-    for config, resident in _candidates(problem):
-        if illegal_reason(config, problem) is None:
-            clocks = _estimated_clocks(config, resident, problem)
-            if best is None or clocks < best[0]:
-                best = clocks, config
-    assert best is not None, f"no legal tile for {problem}"
-    return best[1]
+    legal = [c for c in _candidates(problem) if illegal_reason(c, problem) is None]
+    assert legal, f"no legal tile for {problem}"
+    return min(legal, key=lambda config: _estimated_clocks(config, problem))
 
 
-def _candidates(problem: Problem) -> list[tuple[TileConfig, int]]:
-    """Tiles worth a try, and how many programs of each a multiprocessor holds."""
-    form = TMA if problem.box is not None and problem.capability == 90 else GATHER
+def planned_programs(config: TileConfig, problem: Problem) -> int:
+    """Return how many programs of a planned tile a multiprocessor is meant to hold."""
+    own = shared_bytes(config, problem.bits, problem.capability) + _SYSTEM_SHARED_BYTES
+    capacity = _SHARED_BYTES.get(problem.capability, own) + _SYSTEM_SHARED_BYTES
+    shape = (config.block_n, config.block_m, config.num_warps)
+    return max(min(_SHAPES.get(shape, 1), capacity // own), 1)
+
+
+def _candidates(problem: Problem) -> list[TileConfig]:
+    """Tiles worth a try."""
+    box_width = 0 if problem.box is None or problem.capability != 90 else problem.box[1]
     found = []
-    for n, m, warps, resident in _SHAPES:
-        if n * m > _largest_tile(problem):
-            continue
+    for n, m, warps in _SHAPES:
         block_k = _block_k(n * m, problem)
         if m * block_k < _WARP_COPY_BYTES * warps:
             continue
-        for split in _SPLITS:
-            stages = 4 if block_k == BLOCK_K else 3
-            config = TileConfig(m, n, block_k, warps, stages, split, form)
-            found.append((config, min(resident, _shared_allows(config, problem))))
+        stages = 4 if block_k == BLOCK_K else 3
+        form = TMA if 0 < box_width <= m else GATHER
+        found += [
+            TileConfig(m, n, block_k, warps, stages, split, form)
+            for split in _SPLITS
+            if n * m <= _largest_tile(problem, split)
+        ]
     return found
 
 
-def _largest_tile(problem: Problem) -> int:
+def _largest_tile(problem: Problem, split_k: int) -> int:
     """Elements of a tile that 128 registers a thread are enough for, with 8 warps.
 
-    Gating, a second segment's accumulators and, where mma.sync takes the decoded weights of a
-    whole tile, multipliers of groups need the registers of half a tile.
+    Gating, a second segment's accumulators and partial sums that are added up need the registers of
+    half a tile; so do, where mma.sync takes the decoded weights, multipliers of groups and
+    addresses of pixels.
     """
-    is_heavy = problem.is_gated or len(problem.channels) > 1
-    is_heavy |= problem.is_grouped and problem.capability < 90
+    is_heavy = problem.is_gated or len(problem.channels) > 1 or split_k > 1
+    if problem.capability < 90 and problem.bits == 4:
+        is_heavy |= problem.is_grouped or problem.taps > 1
     return 128 * 128 // (2 if is_heavy else 1)
 
 
@@ -279,30 +294,24 @@ def _block_k(tile: int, problem: Problem) -> int:
     """K of a step: two blocks of the weight save barriers, where they fit registers."""
     is_even = all(c % (2 * BLOCK_K) == 0 for c in problem.channels)
     # multipliers of two groups a step would be exchanged through shared memory; fragments of 128 k
-    # for mma.sync need 138 to 142 registers
-    fits = not problem.is_grouped and (problem.capability >= 90 or tile < 128 * 128)
+    # for mma.sync take 10 to 60 registers more
+    fits = not problem.is_grouped and (problem.capability >= 90 or tile <= 64 * 32)
     return 2 * BLOCK_K if is_even and fits else BLOCK_K
 
 
-def _shared_allows(config: TileConfig, problem: Problem) -> int:
-    """Programs that the shared memory of a multiprocessor holds, one at least."""
-    own = shared_bytes(config, problem.bits, problem.capability) + _SYSTEM_SHARED_BYTES
-    capacity = _SHARED_BYTES.get(problem.capability, own) + _SYSTEM_SHARED_BYTES
-    return max(capacity // own, 1)
-
-
-def _estimated_clocks(config: TileConfig, resident: int, problem: Problem) -> float:
+def _estimated_clocks(config: TileConfig, problem: Problem) -> float:
     tiles = -(-problem.M // config.block_m) * -(-problem.N // config.block_n)
     programs = tiles * config.split_k
     steps = -(-problem.K // config.block_k // config.split_k)
     macs = config.block_m * config.block_n * config.block_k
     loaded = config.block_k * (config.block_m + config.block_n * problem.bits / 8)
     step = max(macs / _PEAK_MACS.get(problem.capability, 1024), loaded / _L2_BYTES)
-    at_once = min(resident, -(-programs // problem.multiprocessors))
+    at_once = min(planned_programs(config, problem), -(-programs // problem.multiprocessors))
     waves = -(-programs // (problem.multiprocessors * at_once))
     # programs beside each other hide each other's barriers
     program = steps * max(step * at_once, step + _STEP_CLOCKS) + _START_CLOCKS
     if config.split_k > 1:
-        # every partial sum is written and read once, through L2
-        program += 8 * config.block_m * config.block_n / _L2_BYTES * at_once + _START_CLOCKS
+        # every program writes its partial sums through L2, and the last one reads all of them
+        slab = 4 * config.block_m * config.block_n
+        program += slab * (at_once + config.split_k) / _L2_BYTES + _START_CLOCKS
     return waves * program
