@@ -70,6 +70,18 @@ def gelu(x):
 
 
 @triton.jit
+def silu(x):
+    """X * sigmoid(x) of float32, within 1e-6 of its magnitude."""
+    return x / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def reciprocal_deviation(variance, eps):
+    """1 / sqrt(variance + eps), both steps rounded to nearest."""
+    return tl.math.div_rn(1.0, tl.math.sqrt_rn(variance + eps))
+
+
+@triton.jit
 def decode_int4(packed):
     """Split bytes into 16 times their two nibbles: low, high; int8.
 
