@@ -162,8 +162,7 @@ def finish_tile(
         if bias_ptr is not None:
             y += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[:, None]
         if temb_ptr is not None:
-            offs_temb = (offs_m // rows_per_sample)[None, :] * N + offs_n[:, None]
-            y += tl.load(temb_ptr + offs_temb, mask=mask, other=0.0).to(tl.float32)
+            y = add_temb(y, temb_ptr, offs_n, mask_n, offs_m, mask_m, rows_per_sample, N)
         if residual_ptr is not None:
             y += tl.load(residual_ptr + offs, mask=mask, other=0.0).to(tl.float32)
         if IS_GATED:
@@ -179,6 +178,23 @@ def finish_tile(
             tl.store(out_ptr + offs, quantize(y, scale), mask=mask)
         else:
             tl.store(out_ptr + offs, y.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def add_temb(y, temb_ptr, offs_n, mask_n, offs_m, mask_m, rows_per_sample, N):
+    """Add temb [B, N] to a tile, sample by sample: nearly always there is one.
+
+    A tile of its values would take as many registers as the sums, and no second program would find
+    room on the multiprocessor.
+    """
+    first = tl.min(offs_m) // rows_per_sample
+    last = tl.max(tl.where(mask_m, offs_m, 0)) // rows_per_sample
+    for sample in tl.range(first, last + 1, num_stages=1):
+        temb = tl.load(temb_ptr + sample * N + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+        row = offs_m - sample * rows_per_sample
+        is_inside = (row >= 0) & (row < rows_per_sample)
+        y = tl.where(is_inside[None, :], y + temb[:, None], y)
+    return y
 
 
 @triton.jit

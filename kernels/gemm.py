@@ -191,22 +191,29 @@ def _gemm_kernel(
             )  # fmt: skip
         is_last = True
     else:
-        if x2_ptr is None or split < SPLIT_FIRST:
-            share = tl.cdiv(steps, SPLIT_FIRST)
-            acc = accumulate_rows(
-                x_ptr, qweight_ptr, w_mult_ptr, offs_m, mask_m, offs_n, mask_n, K, row_bytes,
-                row_groups, split * share, tl.minimum(split * share + share, steps), BITS, BLOCK_M,
-                BLOCK_N, BLOCK_K, MASK_K,
-            )  # fmt: skip
-        else:
-            steps2 = tl.cdiv(K2, BLOCK_K)
-            share = tl.cdiv(steps2, SPLIT_K - SPLIT_FIRST)
-            first = (split - SPLIT_FIRST) * share
-            acc = accumulate_rows(
-                x2_ptr, qweight_ptr + second_byte, second_mult_ptr, offs_m, mask_m, offs_n, mask_n,
-                K2, row_bytes, row_groups, first, tl.minimum(first + share, steps2), BITS, BLOCK_M,
-                BLOCK_N, BLOCK_K, MASK_K,
-            )  # fmt: skip
+        # one loop whatever the segment: a second one would take shared memory of its own
+        segment_x = x_ptr
+        segment_w = qweight_ptr
+        segment_mult = w_mult_ptr
+        segment_k = K
+        segment_split = split
+        share = tl.cdiv(steps, SPLIT_FIRST)
+        if x2_ptr is not None:
+            if split >= SPLIT_FIRST:
+                segment_x = x2_ptr
+                segment_w = qweight_ptr + second_byte
+                if w_mult_ptr is not None:
+                    segment_mult = second_mult_ptr
+                segment_k = K2
+                segment_split = split - SPLIT_FIRST
+                steps = tl.cdiv(K2, BLOCK_K)
+                share = tl.cdiv(steps, SPLIT_K - SPLIT_FIRST)
+        acc = accumulate_rows(
+            segment_x, segment_w, segment_mult, offs_m, mask_m, offs_n, mask_n, segment_k,
+            row_bytes, row_groups, segment_split * share,
+            tl.minimum(segment_split * share + share, steps), BITS, BLOCK_M, BLOCK_N, BLOCK_K,
+            MASK_K,
+        )  # fmt: skip
         tiles = tl.num_programs(0)
         arrived = store_partial(acc, slab_ptr, counter_ptr, split, tile, tiles, BLOCK_N, BLOCK_M)
         is_last = arrived == SPLIT_K - 1

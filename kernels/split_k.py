@@ -58,7 +58,7 @@ def sum_partials(
 @triton.jit
 def slab_offsets(BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
     """Place of each element of a tile in its slab, [BLOCK_N, BLOCK_M]."""
-    return tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
+    return tl.arange(0, BLOCK_N)[:, None] + tl.arange(0, BLOCK_M)[None, :] * BLOCK_N
 
 
 class _Counters:

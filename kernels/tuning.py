@@ -20,8 +20,10 @@ _log = logging.getLogger(__name__)
 
 BLOCK_K = 64  # k of a block of the canonical weight
 GATHER, TMA = "gather", "tma"
-# bytes of shared memory that one program may have, by compute capability
+# bytes of shared memory that one program may have, by compute capability; a multiprocessor has
+# 1024 more, and each of its programs takes 1024 besides its own
 _SHARED_BYTES = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}
+_SYSTEM_SHARED_BYTES = 1024
 # int8 multiply-adds a clock and multiprocessor, from the vendors' peak rates and clocks
 _PEAK_MACS = {80: 2048, 86: 1024, 89: 1024, 90: 4096}
 
@@ -61,6 +63,7 @@ class Problem:
         channels: input channels of each K segment, padded to whole blocks of 64.
         taps: pixels of the kernel.
         is_gated: whether gating follows.
+        is_grouped: whether groups of 64 weights have multipliers.
         box: (H, W) of the image if the TMA form can be used, else None.
         capability: 10 * major + minor of the GPU; 0 for the interpreter.
         multiprocessors: of the GPU.
@@ -73,6 +76,7 @@ class Problem:
     channels: tuple[int, ...]
     taps: int = 1
     is_gated: bool = False
+    is_grouped: bool = False
     box: tuple[int, int] | None = None
     capability: int = 0
     multiprocessors: int = 4
@@ -108,11 +112,9 @@ def illegal_reason(config: TileConfig, problem: Problem) -> str | None:
     if config.num_stages < 1:
         return f"num_stages = {config.num_stages}: expected at least 1"
     limit = _SHARED_BYTES.get(problem.capability)
-    if limit is not None and shared_bytes(config, problem.bits) > limit:
-        return (
-            f"{config}: {shared_bytes(config, problem.bits)} bytes of shared memory, a program "
-            f"may have {limit}"
-        )
+    needed = shared_bytes(config, problem.bits, problem.capability)
+    if limit is not None and needed > limit:
+        return f"{config}: {needed} bytes of shared memory, a program may have {limit}"
     return _illegal_form(config, problem)
 
 
@@ -132,10 +134,23 @@ def _illegal_form(config: TileConfig, problem: Problem) -> str | None:
     return None
 
 
-def shared_bytes(config: TileConfig, bits: int) -> int:
-    """Return the bytes of shared memory of a tile's pipeline."""
-    step = config.block_m * config.block_k + config.block_n * config.block_k * bits // 8
-    return step * config.num_stages
+def shared_bytes(config: TileConfig, bits: int, capability: int) -> int:
+    """Return the bytes of shared memory of a tile's pipeline.
+
+    Triton keeps a buffer less than there are stages, but one more of what the tensor core itself
+    reads from shared memory: on compute capability 9.0 activations and 8-bit weights.
+
+    Args:
+        config: the tile.
+        bits: 4 or 8, of a weight.
+        capability: 10 * major + minor; the size of the epilogue's exchanges, which reuse the
+            pipeline's memory, is not counted.
+    """
+    x_bytes = config.block_m * config.block_k
+    w_bytes = config.block_n * config.block_k * bits // 8
+    x_buffers = max(config.num_stages - (capability < 90), 1)
+    w_buffers = max(config.num_stages - (capability < 90 or bits == 4), 1)
+    return x_bytes * x_buffers + w_bytes * w_buffers
 
 
 def find_config(problem: Problem) -> TileConfig:
@@ -161,8 +176,9 @@ def _tell_untuned(device: str) -> None:
 
 def config_file(problem: Problem) -> Path:
     """Return the file of a problem's measured tiles, which may not exist."""
-    gated = "-geglu" if problem.is_gated else ""
-    return CONFIGS / f"{problem.kernel}{gated}-n{problem.N}-k{problem.K}-{problem.device}.json"
+    variant = "-geglu" if problem.is_gated else ""
+    variant += "-grouped" if problem.is_grouped else ""
+    return CONFIGS / f"{problem.kernel}{variant}-n{problem.N}-k{problem.K}-{problem.device}.json"
 
 
 @cache
@@ -175,11 +191,20 @@ def load_configs(path: Path) -> dict[int, TileConfig]:
     if not path.exists():
         return {}
     try:
-        return {int(m): TileConfig(**fields) for m, fields in json.loads(path.read_text()).items()}
+        return {int(m): _read_tile(fields) for m, fields in json.loads(path.read_text()).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path}: expected an object of tiles by M ({error}); delete it or run `ptq4adm tune`"
         ) from error
+
+
+def _read_tile(fields: dict[str, object]) -> TileConfig:
+    """Build a tile of fields whose types are a tile's."""
+    for name, value in fields.items():
+        expected = str if name == "form" else int
+        if type(value) is not expected:
+            raise TypeError(f"{name} = {value!r}: expected {expected.__name__}")
+    return TileConfig(**fields)  # type: ignore[arg-type]
 
 
 def save_configs(path: Path, configs: dict[int, TileConfig]) -> None:
@@ -194,16 +219,18 @@ def save_configs(path: Path, configs: dict[int, TileConfig]) -> None:
 
 # --- the plan for a shape that nobody measured -------------------------------------------------
 
-# channels, rows, warps, programs a multiprocessor that registers allow
-_SHAPES = (
-    (128, 128, 8, 2),
-    (128, 64, 4, 2),
-    (64, 128, 4, 2),
-    (64, 64, 4, 4),
-    (64, 32, 4, 4),
-    (64, 16, 4, 4),
-)
+# (channels, rows, warps) of a tile, and how many programs of it the registers of a multiprocessor
+# hold: a thread of 8 warps may use 128, one of 4 warps 256 or 128
+_SHAPES = {
+    (128, 128, 8): 2,
+    (128, 64, 4): 2,
+    (64, 128, 4): 2,
+    (64, 64, 4): 4,
+    (64, 32, 4): 4,
+    (64, 16, 4): 4,
+}
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
+_WARP_COPY_BYTES = 512  # of activations a step at least, so that a thread copies 16 at once
 _L2_BYTES = 32  # a clock and multiprocessor
 _STEP_CLOCKS = 80  # barriers and address arithmetic of a step that nothing hides
 _START_CLOCKS = 1500  # first loads and the epilogue of a program
@@ -219,40 +246,72 @@ def plan_config(problem: Problem) -> TileConfig:
     if problem.capability == 0:
         # few programs: the interpreter pays for each
         return TileConfig(64, 64, BLOCK_K, 4, 1)
-    best: tuple[float, TileConfig] | None = None
-    for config, resident in _candidates(problem):
-        if illegal_reason(config, problem) is None:
-            clocks = _estimated_clocks(config, resident, problem)
-            if best is None or clocks < best[0]:
-                best = clocks, config
-    assert best is not None, f"no legal tile for {problem}"
-    return best[1]
+    legal = [c for c in _candidates(problem) if illegal_reason(c, problem) is None]
+    assert legal, f"no legal tile for {problem}"
+    return min(legal, key=lambda config: _estimated_clocks(config, problem))
 
 
-def _candidates(problem: Problem) -> list[tuple[TileConfig, int]]:
-    wide = 2 * BLOCK_K if all(c % (2 * BLOCK_K) == 0 for c in problem.channels) else BLOCK_K
-    form = TMA if problem.box is not None and problem.capability == 90 else GATHER
-    stages = 4 if wide == BLOCK_K else 3
-    return [
-        (TileConfig(m, n, wide, warps, stages, split, form), resident)
-        for n, m, warps, resident in _SHAPES
-        for split in _SPLITS
-        if n * m <= 128 * 128 // (2 if problem.is_gated else 1)
-    ]
+def planned_programs(config: TileConfig, problem: Problem) -> int:
+    """Return how many programs of a planned tile a multiprocessor is meant to hold."""
+    own = shared_bytes(config, problem.bits, problem.capability) + _SYSTEM_SHARED_BYTES
+    capacity = _SHARED_BYTES.get(problem.capability, own) + _SYSTEM_SHARED_BYTES
+    shape = (config.block_n, config.block_m, config.num_warps)
+    return max(min(_SHAPES.get(shape, 1), capacity // own), 1)
 
 
-def _estimated_clocks(config: TileConfig, resident: int, problem: Problem) -> float:
+def _candidates(problem: Problem) -> list[TileConfig]:
+    """Tiles worth a try."""
+    box_width = 0 if problem.box is None or problem.capability != 90 else problem.box[1]
+    found = []
+    for n, m, warps in _SHAPES:
+        block_k = _block_k(n * m, problem)
+        if m * block_k < _WARP_COPY_BYTES * warps:
+            continue
+        stages = 4 if block_k == BLOCK_K else 3
+        form = TMA if 0 < box_width <= m else GATHER
+        found += [
+            TileConfig(m, n, block_k, warps, stages, split, form)
+            for split in _SPLITS
+            if n * m <= _largest_tile(problem, split)
+        ]
+    return found
+
+
+def _largest_tile(problem: Problem, split_k: int) -> int:
+    """Elements of a tile that 128 registers a thread are enough for, with 8 warps.
+
+    Gating, a second segment's accumulators and partial sums that are added up need the registers of
+    half a tile; so do, where mma.sync takes the decoded weights, multipliers of groups and
+    addresses of pixels.
+    """
+    is_heavy = problem.is_gated or len(problem.channels) > 1 or split_k > 1
+    if problem.capability < 90 and problem.bits == 4:
+        is_heavy |= problem.is_grouped or problem.taps > 1
+    return 128 * 128 // (2 if is_heavy else 1)
+
+
+def _block_k(tile: int, problem: Problem) -> int:
+    """K of a step: two blocks of the weight save barriers, where they fit registers."""
+    is_even = all(c % (2 * BLOCK_K) == 0 for c in problem.channels)
+    # multipliers of two groups a step would be exchanged through shared memory; fragments of 128 k
+    # for mma.sync take 10 to 60 registers more
+    fits = not problem.is_grouped and (problem.capability >= 90 or tile <= 64 * 32)
+    return 2 * BLOCK_K if is_even and fits else BLOCK_K
+
+
+def _estimated_clocks(config: TileConfig, problem: Problem) -> float:
     tiles = -(-problem.M // config.block_m) * -(-problem.N // config.block_n)
     programs = tiles * config.split_k
     steps = -(-problem.K // config.block_k // config.split_k)
     macs = config.block_m * config.block_n * config.block_k
     loaded = config.block_k * (config.block_m + config.block_n * problem.bits / 8)
     step = max(macs / _PEAK_MACS.get(problem.capability, 1024), loaded / _L2_BYTES)
-    at_once = min(resident, -(-programs // problem.multiprocessors))
+    at_once = min(planned_programs(config, problem), -(-programs // problem.multiprocessors))
     waves = -(-programs // (problem.multiprocessors * at_once))
     # programs beside each other hide each other's barriers
     program = steps * max(step * at_once, step + _STEP_CLOCKS) + _START_CLOCKS
     if config.split_k > 1:
-        # every partial sum is written and read once, through L2
-        program += 8 * config.block_m * config.block_n / _L2_BYTES * at_once + _START_CLOCKS
+        # every program writes its partial sums through L2, and the last one reads all of them
+        slab = 4 * config.block_m * config.block_n
+        program += slab * (at_once + config.split_k) / _L2_BYTES + _START_CLOCKS
     return waves * program
