@@ -6,10 +6,11 @@
     python benchmarks/compiled_kernels.py --write              # rewrite docs/kernels-triton.md
 
 Every layer shape of AudioLDM-S and TANGO is launched offline with the tile that is planned for it,
-and each kernel that results is read once. Columns: tile (channels x rows x k, warps, stages,
-splits), registers a thread, bytes of shared memory, programs a multiprocessor holds of them,
-instructions of one iteration of the hot loop, and of these: tensor core, decode (LOP3, and IMAD of
-groups), shared loads, 16-byte copies or boxes, byte permutations.
+and each kernel that results is read once. A row is a tile (channels x rows x k, warps, stages) of a
+kernel. Columns: how many kernels have it (epilogues, splits, sizes), registers a thread, bytes of
+shared memory, programs that a multiprocessor holds; then instructions of one iteration of the hot
+loop, and of these: tensor core, LOP3 (which decode weights), shared loads, 16-byte copies or boxes,
+byte permutations.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import triton
-from torch import Tensor
-
-from ptq4adm.bench.shapes import CONV1X1, CONV3X3, LINEAR, LayerShape, model_layers
 from ptq4adm.kernels.inspection import Resources, programs_at_once, resources
 from ptq4adm.kernels.launch import CompiledKernel, OfflineTarget, compile_only
 from ptq4adm.kernels.tuning import Problem, TileConfig, plan_config
+from torch import Tensor
+
+from ptq4adm.bench.shapes import CONV1X1, CONV3X3, LINEAR, LayerShape, model_layers
 from ptq4adm.ops import triton_matmul
 from ptq4adm.ops.arguments import Conv2dGeometry, Matmul, MatmulOptions
 from ptq4adm.packing.layout import BLOCK_K, KLayout
@@ -95,7 +96,7 @@ class Specimen:
     used: Resources
 
 
-def make_product(  # noqa: PLR0913 - what a layer may have
+def make_product(
     shape: LayerShape,
     bits: int,
     *terms: str,
@@ -188,50 +189,69 @@ def compile_products(products: Iterator[Product], target: OfflineTarget) -> Iter
 # --- the table ----------------------------------------------------------------------------------
 
 HEADER = (
-    "kernel", "epilogue", "tile", "registers", "shared", "programs", "loop", "tensor core",
+    "kernel", "tile", "kernels", "registers", "shared", "programs", "loop", "tensor core",
     "decode", "loads", "copies", "PRMT",
 )  # fmt: skip
 
 
-def table_row(specimen: Specimen, capability: int) -> list[str]:
-    """One row of the table; counts are of the first hot loop."""
-    config, used = specimen.config, specimen.used
-    loop = used.loops[0]
-    call = specimen.product.call
-    kernel = specimen.compiled.name.strip("_").removesuffix("_kernel")
-    stages = f"{config.num_warps}w {config.num_stages}s"
-    split = f" /{config.split_k}" if config.split_k > 1 else ""
+def table_row(specimens: list[Specimen], capability: int) -> list[str]:
+    """One row of the table: kernels of one tile. Loops are the first's; they hardly differ."""
+    first, config = specimens[0], specimens[0].config
+    loop = first.used.loops[0]
+    name = first.compiled.name.strip("_").removesuffix("_kernel")
+    registers = [s.used.registers for s in specimens]
     return [
-        f"w{call.bits}a8_{kernel}",
-        specimen.product.name + (", 2 segments" if call.options.x2_q is not None else ""),
-        f"{config.block_n}x{config.block_m}x{config.block_k} {stages}{split}",
-        str(used.registers),
-        str(used.shared_bytes),
-        str(programs_at_once(used, capability)),
+        f"w{first.product.call.bits}a8_{name}",
+        f"{config.block_n}x{config.block_m}x{config.block_k} {config.num_warps}w "
+        f"{config.num_stages}s",
+        str(len(specimens)),
+        _span(registers),
+        _span([s.used.shared_bytes for s in specimens]),
+        _span([programs_at_once(s.used, capability) for s in specimens]),
         str(loop.total),
         str(loop.count("IMMA") + loop.count("IGMMA")),
         str(loop.count("LOP3")),
         str(loop.count("LDS") + loop.count("LDSM")),
         str(loop.count("LDGSTS", "128") + loop.count("UTMALDG")),
-        str(loop.count("PRMT")),
+        str(max(hot.count("PRMT") for s in specimens for hot in s.used.loops)),
     ]
 
 
-def tables(targets: list[int], bits: tuple[int, ...] = (4, 8)) -> Iterator[str]:
+def _span(values: list[int]) -> str:
+    least, most = min(values), max(values)
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def by_tile(specimens: Iterable[Specimen]) -> list[list[Specimen]]:
+    """Group kernels by name, bits and tile, whatever their splits and epilogues."""
+    groups: dict[tuple[object, ...], list[Specimen]] = {}
+    for specimen in specimens:
+        key = (
+            specimen.compiled.name,
+            specimen.product.call.bits,
+            replace(specimen.config, split_k=1),
+        )
+        groups.setdefault(key, []).append(specimen)
+    return list(groups.values())
+
+
+def tables(targets: list[int]) -> Iterator[str]:
     """Yield a Markdown table for each architecture."""
     for capability in targets:
         name, multiprocessors = TARGETS[capability]
-        rows = []
         with compile_only(capability, multiprocessors) as target:
-            for width in bits:
-                found = compile_products(model_products(width), target)
-                rows += [table_row(specimen, capability) for specimen in found]
-        unique = [list(row) for row in dict.fromkeys(map(tuple, rows))]
-        lines = [HEADER, ["---"] * len(HEADER), *unique]
+            specimens = [
+                specimen
+                for bits in (4, 8)
+                for specimen in compile_products(model_products(bits), target)
+            ]
+        spills = sum(specimen.used.spills for specimen in specimens)
+        rows = sorted(table_row(group, capability) for group in by_tile(specimens))
+        lines = [HEADER, ["---"] * len(HEADER), *rows]
         yield "\n".join(
             [
-                f"### sm_{capability} ({name}, {multiprocessors} multiprocessors), triton "
-                f"{triton.__version__}\n",
+                f"### sm_{capability}, planned for {name} ({multiprocessors} multiprocessors)\n",
+                f"Triton {triton.__version__}, {len(specimens)} kernels, {spills} spills.\n",
                 *("| " + " | ".join(line) + " |" for line in lines),
             ]
         )

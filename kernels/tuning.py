@@ -255,8 +255,10 @@ def planned_programs(config: TileConfig, problem: Problem) -> int:
     """Return how many programs of a planned tile a multiprocessor is meant to hold."""
     own = shared_bytes(config, problem.bits, problem.capability) + _SYSTEM_SHARED_BYTES
     capacity = _SHARED_BYTES.get(problem.capability, own) + _SYSTEM_SHARED_BYTES
-    shape = (config.block_n, config.block_m, config.num_warps)
-    return max(min(_SHAPES.get(shape, 1), capacity // own), 1)
+    most = _SHAPES.get((config.block_n, config.block_m, config.num_warps), 1)
+    if problem.is_grouped and problem.capability < 90:
+        most = min(most, 3)  # multipliers beside decoded weights: up to 160 registers
+    return max(min(most, capacity // own), 1)
 
 
 def _candidates(problem: Problem) -> list[TileConfig]:
@@ -264,11 +266,13 @@ def _candidates(problem: Problem) -> list[TileConfig]:
     box_width = 0 if problem.box is None or problem.capability != 90 else problem.box[1]
     found = []
     for n, m, warps in _SHAPES:
-        block_k = _block_k(n * m, problem)
+        form = TMA if 0 < box_width <= m else GATHER
+        block_k = _block_k(n * m, form, problem)
         if m * block_k < _WARP_COPY_BYTES * warps:
             continue
+        if problem.is_grouped and n >= 32 * warps:
+            continue  # a thread would load multipliers for others, through shared memory
         stages = 4 if block_k == BLOCK_K else 3
-        form = TMA if 0 < box_width <= m else GATHER
         found += [
             TileConfig(m, n, block_k, warps, stages, split, form)
             for split in _SPLITS
@@ -290,12 +294,13 @@ def _largest_tile(problem: Problem, split_k: int) -> int:
     return 128 * 128 // (2 if is_heavy else 1)
 
 
-def _block_k(tile: int, problem: Problem) -> int:
+def _block_k(tile: int, form: str, problem: Problem) -> int:
     """K of a step: two blocks of the weight save barriers, where they fit registers."""
     is_even = all(c % (2 * BLOCK_K) == 0 for c in problem.channels)
-    # multipliers of two groups a step would be exchanged through shared memory; fragments of 128 k
-    # for mma.sync take 10 to 60 registers more
-    fits = not problem.is_grouped and (problem.capability >= 90 or tile <= 64 * 32)
+    # fragments of 128 k for mma.sync, and addresses of pixels, take 10 to 60 registers more;
+    # multipliers of two groups a step would be exchanged through shared memory
+    has_registers = problem.capability >= 90 and (problem.taps == 1 or form == TMA)
+    fits = not problem.is_grouped and (has_registers or tile <= 64 * 32)
     return 2 * BLOCK_K if is_even and fits else BLOCK_K
 
 

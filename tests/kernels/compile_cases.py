@@ -26,7 +26,7 @@ from ptq4adm.kernels.tuning import TileConfig, planned_programs, shared_bytes
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from compiled_kernels import TARGETS, Product, make_product, model_products
 
-from ptq4adm.bench.shapes import CONV1X1, CONV3X3, CONV3X3_DOWN, CONV3X3_UP, LINEAR, LayerShape
+from ptq4adm.bench.shapes import CONV1X1, CONV3X3, LINEAR, LayerShape
 
 LEVEL0 = LayerShape(CONV3X3, 2, 256, 16, 320, 320)
 LEVEL3 = LayerShape(CONV3X3, 2, 32, 2, 1280, 1280)
@@ -104,15 +104,15 @@ def read_case(product: Product, config: TileConfig, target: OfflineTarget) -> di
 
 @triton.jit
 def _shifting_kernel(x_ptr, w_ptr, y_ptr, K, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
-    """W4A8 with nibbles unpacked by shifts of int8 tensors, and the weight as the B operand."""
+    """W4A8 with even and odd k unpacked by shifts of int8, and the weight as the B operand."""
     offs = tl.arange(0, BLOCK)
-    offs_k = tl.arange(0, BLOCK_K)
     acc = tl.zeros((BLOCK, BLOCK), dtype=tl.int32)
     for k in range(0, K, BLOCK_K):
-        x_q = tl.load(x_ptr + offs[:, None] * K + k + offs_k[None, :])
-        packed = tl.load(w_ptr + offs[None, :] * K // 2 + ((k + offs_k) // 2)[:, None])
-        nibble = (packed >> ((offs_k % 2) * 4)[:, None].to(tl.uint8)) & 0xF
-        acc = tl.dot(x_q, nibble.to(tl.int8) - 8, acc, out_dtype=tl.int32)
+        x_q = tl.load(x_ptr + offs[:, None] * K + k + tl.arange(0, BLOCK_K)[None, :])
+        offs_byte = k // 2 + tl.arange(0, BLOCK_K // 2)
+        packed = tl.load(w_ptr + offs[:, None] * (K // 2) + offs_byte[None, :]).to(tl.int8)
+        w_q = tl.interleave((packed << 4) >> 4, packed >> 4)  # [BLOCK, BLOCK_K]
+        acc = tl.dot(x_q, w_q.T, acc, out_dtype=tl.int32)
     tl.store(y_ptr + offs[:, None] * BLOCK + offs[None, :], acc)
 
 

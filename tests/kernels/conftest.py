@@ -1,4 +1,4 @@
-"""Matrix products launched directly, without operators: interpreted, or on a GPU if there is one."""
+"""Matrix products launched directly, without operators: on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -106,9 +106,7 @@ def accumulate(device: str, counters: list[Tensor]) -> Callable[..., list[Tensor
         call = _on(call, device)
         shape = linear_shape(call, "triton")
         segments = 1 if call.options.x2_q is None else 2
-        out = [
-            torch.full(shape, POISON, dtype=torch.int32, device=device) for _ in range(segments)
-        ]
+        out = [torch.full(shape, POISON, dtype=torch.int32, device=device) for _ in range(segments)]
         epilogue = Epilogue(
             call.x_scale,
             call.w_scale,

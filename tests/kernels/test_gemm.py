@@ -128,9 +128,7 @@ def test_splits_in_unequal_shares(make_case, accumulate, splits, bits, is_groupe
 @pytest.mark.parametrize("splits", [2, 3, 5, 8])
 @pytest.mark.parametrize("segments", [(640, 64), (70, 330)], ids=str)
 @MODES
-def test_splits_of_two_segments(
-    make_case, accumulate, segments, splits, bits, is_grouped
-) -> None:
+def test_splits_of_two_segments(make_case, accumulate, segments, splits, bits, is_grouped) -> None:
     case = make_case(bits, (18,), segments, 19, is_grouped=is_grouped)
     _assert_exact(case, accumulate, TileConfig(16, 16, 64, 4, 1, split_k=splits))
 
