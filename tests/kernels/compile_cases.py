@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from compiled_kernels import TARGETS, Product, make_product, model_products
 
 from ptq4adm.bench.shapes import CONV1X1, CONV3X3, LINEAR, LayerShape
+from ptq4adm.ops import triton_activation
 
 LEVEL0 = LayerShape(CONV3X3, 2, 256, 16, 320, 320)
 LEVEL3 = LayerShape(CONV3X3, 2, 32, 2, 1280, 1280)
@@ -99,6 +101,47 @@ def read_case(product: Product, config: TileConfig, target: OfflineTarget) -> di
     }
 
 
+# --- activations --------------------------------------------------------------------------------
+
+
+def activation_calls() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield calls of the activation operators at shapes of TANGO, float16."""
+    table, step = torch.ones(4), torch.zeros(1, dtype=torch.int64)
+    static = {"x_scale": table, "step": step}
+    for channels, height, width in ((320, 256, 16), (1920, 64, 4)):
+        x = torch.empty(2, channels, height, width, dtype=torch.float16)
+        x = x.to(memory_format=torch.channels_last)
+        ones = torch.ones(channels, dtype=torch.float16)
+        norm = partial(triton_activation.groupnorm_silu_quantize, x, 32, ones, ones, 1e-5)
+        yield f"group norm {channels}", partial(norm, **static)
+        yield f"group norm {channels} dynamic", norm
+    for rows, features in ((8192, 320), (512, 1280)):
+        x = torch.empty(rows, features, dtype=torch.float16)
+        ones = torch.ones(features, dtype=torch.float16)
+        norm = partial(triton_activation.layernorm_quantize, x, ones, ones, 1e-5)
+        yield f"layer norm {features}", partial(norm, **static)
+        gate = torch.empty(rows, 8 * features, dtype=torch.float16)
+        yield f"geglu {features}", partial(triton_activation.geglu_quantize, gate, **static)
+        yield f"geglu {features} rows", partial(triton_activation.geglu_quantize, gate)
+    yield "quantize", partial(triton_activation.quantize_int8, x, **static)
+    yield "quantize dynamic", partial(triton_activation.quantize_int8, x)
+    yield "quantize rows", partial(triton_activation.quantize_int8, x, granularity="row")
+
+
+def activation_cases(target: OfflineTarget) -> Iterator[dict[str, Any]]:
+    """Compile the activation operators and yield what each of their kernels holds."""
+    seen = set()
+    for name, call in activation_calls():
+        first = len(target.compiled)
+        call()
+        for compiled in target.compiled[first:]:
+            if compiled.kernel.hash not in seen:
+                seen.add(compiled.kernel.hash)
+                kernel = compiled.name.strip("_").removesuffix("_kernel")
+                used = asdict(resources(compiled))
+                yield {"name": f"{name}: {kernel}", "target": target.capability, "used": used}
+
+
 # --- controls: kernels made to be bad -----------------------------------------------------------
 
 
@@ -143,6 +186,7 @@ def main(output: Path, targets: list[int]) -> None:
     is_oldest = "oldest" in Path(triton.__file__).parts
     cases: list[dict[str, Any]] = []
     controls: list[dict[str, Any]] = []
+    activations: list[dict[str, Any]] = []
     seen: dict[int, set[tuple[object, ...]]] = {}
     for target in targets:
         # 8.9 runs the machine code of 8.6: what both plan is compiled once
@@ -152,7 +196,10 @@ def main(output: Path, targets: list[int]) -> None:
             # nobody decodes 8-bit weights: one version of Triton shows enough
             for bits in (4, 8) if target in (80, 90) and not is_oldest else (4,):
                 cases += [read_case(*case, offline) for case in products(bits, forms)]
-    text = json.dumps({"triton": triton.__version__, "cases": cases, "controls": controls})
+            if target in (80, 90):
+                activations += activation_cases(offline)
+    lists = {"cases": cases, "controls": controls, "activations": activations}
+    text = json.dumps({"triton": triton.__version__, **lists})
     output.write_text(text)
 
 
