@@ -56,11 +56,14 @@ def load_scale(scale_ptr, step_ptr, table_size):
     A step outside the table cannot raise here: it gives NaN, which every later layer shows. The
     step is checked on the host when it is set.
     """
+    # one return: Triton compiles what follows an early one, even where it cannot be reached
     if step_ptr is None:
-        return tl.load(scale_ptr)
-    row = tl.load(step_ptr)
-    is_known = (row >= 0) & (row < table_size)
-    return tl.load(scale_ptr + row, mask=is_known, other=float("nan"))
+        scale = tl.load(scale_ptr)
+    else:
+        row = tl.load(step_ptr)
+        is_known = (row >= 0) & (row < table_size)
+        scale = tl.load(scale_ptr + row, mask=is_known, other=float("nan"))
+    return scale
 
 
 @triton.jit

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_CHUNK = 1 << 16  # counters made at once: 256 KiB serve a few hundred products of a step
+_SUPPLY = 1 << 18  # counters made at once: 1 MiB, for the captures of some dozen steps of a UNet
 
 
 @triton.jit
@@ -65,12 +65,13 @@ class _Counters:
     """Zeroed counters: one stretch a stream, and one a launch in a CUDA graph.
 
     Launches on one stream follow each other, so they share. Launches in graphs may run beside
-    anything: each gets counters that nothing else uses, ever.
+    anything: each gets counters that nothing else uses, ever, so what they come from is kept.
     """
 
     def __init__(self) -> None:
         self._of_stream: dict[tuple[torch.device, int], Tensor] = {}
-        self._arena: dict[torch.device, Tensor] = {}
+        self._left: dict[torch.device, Tensor] = {}
+        self._kept: list[Tensor] = []
 
     def take(self, device: torch.device, tiles: int) -> Tensor:
         """Return zeroed int32 [tiles] that every launch leaves zeroed."""
@@ -78,22 +79,30 @@ class _Counters:
             return torch.zeros(tiles, dtype=torch.int32, device=device)
         if torch.cuda.is_current_stream_capturing():
             return self._take_for_good(device, tiles)
+        self._refill(device)
         key = (device, torch.cuda.current_stream(device).cuda_stream)
         found = self._of_stream.get(key)
         if found is None or found.numel() < tiles:
+            # an earlier, smaller one may still be counted in: the stream frees it in order
             found = torch.zeros(max(tiles, 4096), dtype=torch.int32, device=device)
             self._of_stream[key] = found
-        # made ahead of any capture: a graph would zero them at every replay
-        if device not in self._arena:
-            self._arena[device] = torch.zeros(_CHUNK, dtype=torch.int32, device=device)
         return found[:tiles]
 
+    def _refill(self, device: torch.device) -> None:
+        """Make counters ahead of the next capture, which cannot make any that stay zeroed."""
+        left = self._left.get(device)
+        if left is None or left.numel() < _SUPPLY // 2:
+            made = torch.zeros(_SUPPLY, dtype=torch.int32, device=device)
+            self._kept.append(made)
+            self._left[device] = made
+
     def _take_for_good(self, device: torch.device, tiles: int) -> Tensor:
-        arena = self._arena.get(device)
-        if arena is None or arena.numel() < tiles:
-            arena = torch.zeros(max(tiles, _CHUNK), dtype=torch.int32, device=device)
-        self._arena[device] = arena[tiles:]
-        return arena[:tiles]
+        left = self._left.get(device)
+        if left is None or left.numel() < tiles:
+            # from the graph's own memory, and zeroed anew at every replay: right, but one node more
+            return torch.zeros(tiles, dtype=torch.int32, device=device)
+        self._left[device] = left[tiles:]
+        return left[:tiles]
 
 
 _counters = _Counters()

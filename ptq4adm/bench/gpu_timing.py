@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from ptq4adm.bench.timing import Timing
-from ptq4adm.kernels import split_k
 
 LEAST_US = 200.0
 MOST_COPIES = 64
@@ -150,9 +149,8 @@ class GraphTimer:
         """
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self.device)
-        kept = set_counters_aside()
         with torch.cuda.stream(self._stream):
-            for i in range(copies):  # makes the copies, and new counters
+            for i in range(copies):  # makes the copies
                 run(i)
             self._stream.synchronize()
             graph.capture_begin(pool=self._pool)
@@ -162,7 +160,7 @@ class GraphTimer:
             finally:
                 graph.capture_end()
         torch.cuda.current_stream(self.device).wait_stream(self._stream)
-        return _Captured(graph, copies, kept)
+        return _Captured(graph, copies)
 
     def _replay(self, captured: _Captured, activations: Sequence[Tensor]) -> _Span:
         self._flush.zero_()
@@ -181,26 +179,10 @@ def copies_for(seconds: float) -> int:
     return max(1, min(MOST_COPIES, wanted))
 
 
-def set_counters_aside() -> list[Tensor]:
-    """Let split products begin new counters, ahead of a capture.
-
-    Every captured launch keeps counters of its own for good, out of a supply that would run out in
-    the middle of a capture after some dozen graphs. The next product outside of a capture makes a
-    new one.
-
-    Returns:
-        The supplies so far: they must live as long as the graphs captured before.
-    """
-    supplies = list(split_k._counters._arena.values())
-    split_k._counters._arena.clear()
-    return supplies
-
-
 @dataclass(frozen=True)
 class _Captured:
     graph: Any
     copies: int
-    kept: list[Tensor]  # what the graphs captured before count with
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from tqdm.auto import tqdm
 from ptq4adm.bench.gpu_environment import find_device, gpu_environment
 from ptq4adm.bench.gpu_report import columns, describe_run
 from ptq4adm.bench.gpu_shapes import TOY_MODEL
-from ptq4adm.bench.gpu_timing import set_counters_aside
 from ptq4adm.bench.gpu_unet_models import StepModels
 from ptq4adm.bench.problem import relative_error
 from ptq4adm.bench.shapes import MODELS
@@ -228,7 +227,6 @@ def _captured(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        kept = set_counters_aside()
         run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
@@ -239,8 +237,6 @@ def _captured(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         graph.replay()
         return output
 
-    # the counters of graphs captured before live as long as this one
-    replay.__dict__["kept"] = kept
     return replay
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ptq4adm.ops.compiled import check_available, module
+from ptq4adm.ops import compiled
+from ptq4adm.ops.compiled import check_available
 from ptq4adm.ops.schema import check_attention
 
 
@@ -28,7 +29,7 @@ def attention(
     out = torch.empty(q.shape, dtype=torch.float32)
     head_dim = q.shape[2] // heads
     strides = [(x.stride(0), x.stride(1), head_dim) for x in (*inputs, out)]
-    module.attention(
+    compiled.module.attention(
         q=inputs[0].data_ptr(),
         k=inputs[1].data_ptr(),
         v=inputs[2].data_ptr(),

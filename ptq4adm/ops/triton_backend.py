@@ -46,7 +46,7 @@ def describe(device_type: str) -> str:
         return f"triton {version}, interpreted on the CPU: for tests, very slow"
     device = torch.device(device_type)
     return (
-        f"triton {version} on {torch.cuda.get_device_name(device)} (compute capability "
+        f"triton {version} on {launch.device_name(device)} (compute capability "
         f"{launch.capability(device) / 10}, {launch.multiprocessors(device)} multiprocessors)"
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ptq4adm.kernels import split_k
 
 from ptq4adm.bench.gpu_timing import (
     GpuCall,
@@ -14,7 +13,6 @@ from ptq4adm.bench.gpu_timing import (
     _turns,
     copies_for,
     make_timer,
-    set_counters_aside,
 )
 
 
@@ -54,13 +52,6 @@ def test_summary_is_in_microseconds() -> None:
 
 def test_the_cpu_is_timed_by_the_host() -> None:
     assert isinstance(make_timer(torch.device("cpu")), HostTimer)
-
-
-def test_supplies_of_counters_are_kept_for_earlier_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    supply = torch.zeros(4)
-    monkeypatch.setattr(split_k._counters, "_arena", {torch.device("meta"): supply})
-    assert set_counters_aside() == [supply]
-    assert set_counters_aside() == []
 
 
 @pytest.mark.gpu

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from ptq4adm.kernels import split_k
 from ptq4adm.kernels.split_k import first_splits, workspace
+from torch import Tensor
 
 CPU = torch.device("cpu")
 
@@ -34,6 +37,69 @@ def test_slabs_hold_every_partial_sum() -> None:
     assert counters is not None
     assert (slabs.dtype, slabs.numel()) == (torch.int32, 3 * 5 * 256)
     assert (counters.dtype, counters.tolist()) == (torch.int32, [0] * 5)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A GPU as counters see it: a stream, whether it is captured, and memory (of the CPU)."""
+    state = SimpleNamespace(device=torch.device("cuda", 0), stream=1, is_capturing=False, made=[])
+    zeros = torch.zeros
+
+    def make(size: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        assert device == state.device
+        state.made.append(size)
+        return zeros(size, dtype=dtype)
+
+    current = lambda _: SimpleNamespace(cuda_stream=state.stream)  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state.is_capturing)
+    monkeypatch.setattr(torch.cuda, "current_stream", current)
+    monkeypatch.setattr(torch, "zeros", make)
+    return state
+
+
+def _addresses(counters: Tensor) -> set[int]:
+    return {counters.data_ptr() + 4 * i for i in range(counters.numel())}
+
+
+def test_launches_of_one_stream_share_counters(gpu: SimpleNamespace) -> None:
+    counters = split_k._Counters()
+    first, second = counters.take(gpu.device, 10), counters.take(gpu.device, 4096)
+    assert first.data_ptr() == second.data_ptr()
+    gpu.stream = 2
+    assert _addresses(counters.take(gpu.device, 10)).isdisjoint(_addresses(second))
+    assert counters.take(gpu.device, 5000).numel() == 5000
+
+
+def test_captured_launches_share_with_nothing(gpu: SimpleNamespace) -> None:
+    counters = split_k._Counters()
+    taken = [_addresses(counters.take(gpu.device, 10))]
+    gpu.is_capturing = True
+    taken += [_addresses(counters.take(gpu.device, 10)) for _ in range(3)]
+    assert len(set.union(*taken)) == 40
+
+
+def test_counters_of_earlier_graphs_are_never_used_again(gpu: SimpleNamespace) -> None:
+    """Graphs hold addresses, not tensors: what they count in is kept, and refilled in time."""
+    counters = split_k._Counters()
+    seen: set[int] = set()
+    for _ in range(3):
+        gpu.is_capturing = False
+        counters.take(gpu.device, 10)
+        gpu.is_capturing = True
+        for _ in range(5):
+            taken = counters.take(gpu.device, split_k._SUPPLY // 8)
+            ends = {taken.data_ptr(), taken.data_ptr() + 4 * (taken.numel() - 1)}
+            assert seen.isdisjoint(ends)
+            seen |= ends
+    assert gpu.made.count(split_k._SUPPLY) == 3
+    assert len(counters._kept) == 3
+
+
+def test_a_capture_without_supply_zeroes_counters_of_its_own(gpu: SimpleNamespace) -> None:
+    counters = split_k._Counters()
+    gpu.is_capturing = True
+    assert counters.take(gpu.device, 10).numel() == 10
+    assert gpu.made == [10]
 
 
 @pytest.mark.gpu

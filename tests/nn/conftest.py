@@ -190,20 +190,44 @@ def _double(value: Any) -> Any:
     return value.double() if is_float else value
 
 
-@pytest.fixture(params=["reference", "cpu"])
-def backend(request: pytest.FixtureRequest) -> str:
-    """Every backend that has the fused quantizers."""
-    name: str = request.param
-    missing = [reason for op in OPERATORS if (reason := missing_operator(op, name, "cpu"))]
+BACKENDS = ("reference", "cpu", "triton")
+# Triton's interpreter takes seconds a block: two recipes reach every kernel
+INTERPRETED_RECIPES = ("static", "dynamic")
+RECIPES_OF_BACKENDS = [
+    (name, backend)
+    for backend in BACKENDS
+    for name in RECIPES
+    if backend != "triton" or name in INTERPRETED_RECIPES
+]
+
+
+def _require(backend: str) -> None:
+    missing = [reason for op in OPERATORS if (reason := missing_operator(op, backend, "cpu"))]
     if missing:
         pytest.skip(missing[0])
-    return name
 
 
-@pytest.fixture(params=list(RECIPES))
-def recipe(request: pytest.FixtureRequest, backend: str) -> Recipe:
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every backend that has the fused quantizers."""
+    _require(request.param)
+    return str(request.param)
+
+
+@pytest.fixture(params=RECIPES_OF_BACKENDS, ids="-".join)
+def recipe(request: pytest.FixtureRequest) -> Recipe:
     """Every way to quantize, on every backend."""
-    return Recipe(**{**vars(RECIPES[request.param]), "backend": backend})
+    name, backend = request.param
+    _require(backend)
+    return Recipe(**{**vars(RECIPES[name]), "backend": backend})
+
+
+@pytest.fixture(params=[case for case in RECIPES_OF_BACKENDS if case[1] != "triton"], ids="-".join)
+def compiled_recipe(request: pytest.FixtureRequest) -> Recipe:
+    """Without the interpreter, for whole models."""
+    name, backend = request.param
+    _require(backend)
+    return Recipe(**{**vars(RECIPES[name]), "backend": backend})
 
 
 @pytest.fixture

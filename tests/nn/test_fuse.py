@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ptq4adm import Calibration, QuantConfig, TextToAudioPipeline, quantize
 from ptq4adm.models import UNet2DAdapter
+from ptq4adm.nn import QuantizedLayer
 from ptq4adm.nn.fuse import fuse_blocks, fusion_report, unfuse_blocks
 from ptq4adm.packing.checkpoint import load_denoiser, save_denoiser
 
@@ -91,9 +92,11 @@ def _sqnr_db(value: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("make", [_audioldm, _tango])
-def test_the_whole_unet(quantize_block: Quantize, recipe: Any, make: Callable[[], Any]) -> None:
+def test_the_whole_unet(
+    quantize_block: Quantize, compiled_recipe: Any, make: Callable[[], Any]
+) -> None:
     unet = make()
-    pair = quantize_block(unet, _run, recipe, UNet2DAdapter().segments(unet))
+    pair = quantize_block(unet, _run, compiled_recipe, UNet2DAdapter().segments(unet))
     # every block, and 8 resnets, 1 upsampler, 4 (AudioLDM) or 3 (TANGO) transformers among them
     transformers = sum(row.kind == "Transformer2DModel" for row in pair.report.blocks)
     assert pair.report.count() == {"all": 9 + 2 * transformers, "some": 0, "none": 0}
@@ -102,6 +105,29 @@ def test_the_whole_unet(quantize_block: Quantize, recipe: Any, make: Callable[[]
         fused, unfused = _run(pair.fused, 1.0, *size), _run(pair.unfused, 1.0, *size)
         assert fused.shape == (2, 4, *size)
         assert _sqnr_db(fused, unfused) >= LEAST_SQNR_DB
+
+
+def test_the_whole_unet_on_triton_equals_the_reference(
+    pipe: TextToAudioPipeline, calibration: Calibration
+) -> None:
+    """Loaded packed, moved nowhere: the same integers, so the same numbers but for float attention.
+
+    A fused quantizer may differ by a step somewhere, which the layers behind it amplify.
+    """
+    twin = copy.copy(pipe)
+    twin.unet = copy.deepcopy(pipe.unet)
+    x, labels = torch.randn(2, 8, 8, 8), torch.randn(2, 64)
+    results = []
+    for one, backend in ((pipe, "reference"), (twin, "triton")):
+        config = QuantConfig(weight_observer="absmax", backend=backend)
+        quantize(one, config, calibration, progress=False)
+        layers = [m for m in one.unet.modules() if isinstance(m, QuantizedLayer)]
+        assert {layer.backend for layer in layers} == {backend}
+        assert fusion_report(one.unet).count()["none"] == 0
+        with torch.no_grad():
+            results.append(one.unet(x, 700, None, class_labels=labels).sample)
+    expected, got = results
+    assert float((got - expected).norm() / expected.norm()) < 1e-2
 
 
 def test_quantize_fuses_and_a_checkpoint_brings_it_back(

@@ -52,7 +52,8 @@ def test_it_equals_diffusers_and_float64(
     pair = quantize_block(_block(channels, out), _run(channels), recipe)
     assert type(pair.fused) is FusedResnetBlock2D
     x, temb = torch.randn(batch, channels, height, width), torch.randn(batch, 48)
-    for bucket in range(3):
+    # interpreted kernels are slow
+    for bucket in range(1 if recipe.backend == "triton" else 3):
         pair.set_bucket(bucket)
         y = pair.check(x, temb)
         assert y.is_contiguous(memory_format=torch.channels_last)

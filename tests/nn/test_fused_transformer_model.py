@@ -53,8 +53,10 @@ def _sample(module: nn.Module, given: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("linear", [False, True], ids=["convolution", "linear"])
-def test_the_whole_transformer(quantize_block: Quantize, recipe: Any, linear: bool) -> None:
-    pair = quantize_block(_model(linear=linear), _image_run, recipe)
+def test_the_whole_transformer(
+    quantize_block: Quantize, compiled_recipe: Any, linear: bool
+) -> None:
+    pair = quantize_block(_model(linear=linear), _image_run, compiled_recipe)
     assert type(pair.fused) is FusedTransformer2DModel
     assert pair.report.count() == {"all": 2, "some": 0, "none": 0}
     for bucket, size in enumerate([(3, 5), (1, 1), (2, 78)]):

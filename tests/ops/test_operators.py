@@ -8,7 +8,7 @@ from torch.library import opcheck
 
 from ptq4adm import ops
 from ptq4adm.errors import ConfigError, DtypeError, ShapeError, UnknownBackendError
-from ptq4adm.ops import cpu, reference
+from ptq4adm.ops import cpu, reference, triton_backend
 from ptq4adm.ops.arguments import Conv2dGeometry, MatmulOptions
 from ptq4adm.ops.schema import OPERATORS
 
@@ -16,16 +16,19 @@ GEOMETRY = {"kernel_size": [3, 3], "stride": [2, 1], "padding": [1, 1], "upsampl
 OPTIONS = [name for name in MatmulOptions.__dataclass_fields__ if name != "w_mult"]
 
 
-@pytest.fixture(params=["reference", "cpu"])
+@pytest.fixture(params=["reference", "cpu", "triton"])
 def backend(request: pytest.FixtureRequest) -> str:
     reason = cpu.unavailable_reason()
     if request.param == "cpu" and reason is not None:
         pytest.skip(reason)
+    reason = triton_backend.unavailable_reason("cpu")
+    if request.param == "triton" and reason is not None:
+        pytest.skip(f"these tests use CPU tensors: {reason}")
     return str(request.param)
 
 
 def _arguments(case, backend, **extra):
-    call = case.call if backend == "reference" else case.native
+    call = case.native if backend == "cpu" else case.call
     options = {name: getattr(call.options, name) for name in OPTIONS}
     if call.bits == 4:
         options["w_mult"] = call.options.w_mult
@@ -103,8 +106,7 @@ def test_compiled_linear_and_conv2d_are_one_graph(make_case, backend, bits) -> N
     geometry = Conv2dGeometry((3, 3), padding=(1, 1))
     conv2d_case = make_case(bits, (2, 5, 7), (70,), 20, geometry)
     weights = [
-        (case.call if backend == "reference" else case.native)
-        for case in (linear_case, conv2d_case)
+        (case.native if backend == "cpu" else case.call) for case in (linear_case, conv2d_case)
     ]
 
     def network(x: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -206,7 +208,7 @@ BAD_LINEAR = {
 def test_linear_refuses(make_case, backend, name) -> None:
     change, error, message = BAD_LINEAR[name]
     case = make_case(4, (6,), (70,), 20)
-    call = case.call if backend == "reference" else case.native
+    call = case.native if backend == "cpu" else case.call
     arguments = {
         "x_q": call.x_q,
         "x_scale": call.x_scale,
@@ -238,7 +240,7 @@ def test_odd_channels_do_not_split_for_geglu(make_case, backend) -> None:
 def test_conv2d_refuses(make_case, backend, change, message) -> None:
     geometry = Conv2dGeometry((3, 3))
     case = make_case(4, (2, 5, 7), (70,), 20, geometry)
-    call = case.call if backend == "reference" else case.native
+    call = case.native if backend == "cpu" else case.call
     arguments = {
         "x_q": call.x_q,
         "x_scale": call.x_scale,
@@ -252,17 +254,16 @@ def test_conv2d_refuses(make_case, backend, change, message) -> None:
         torch.ops.ptq4adm.w4a8_conv2d(**arguments)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_inputs_without_channels_or_pixels_are_refused(backend: str) -> None:
     x, w, one = torch.zeros(2, 0, dtype=torch.int8), torch.ones(16), torch.ones(())
-    packed = {"reference": (16, 0), "cpu": (1, 0)}[backend]
+    packed = (1, 0) if backend == "cpu" else (16, 0)
     empty = torch.zeros(packed, dtype=torch.uint8)
     with pytest.raises(ShapeError, match="at least one channel"):
         ops.linear(x, one, empty, w, bits=4, backend=backend)
     image = torch.zeros(1, 3, 3, 0, dtype=torch.int8)
     with pytest.raises(ShapeError, match="at least one channel"):
         ops.conv2d(image, one, empty, w, bits=4, kernel_size=(3, 3), backend=backend)
-    packed = {"reference": (16, 32), "cpu": (1, 512)}[backend]
+    packed = (1, 512) if backend == "cpu" else (16, 32)
     weight = torch.zeros(packed, dtype=torch.uint8)
     with pytest.raises(ShapeError, match="leave it out"):
         ops.linear(
@@ -276,10 +277,9 @@ def test_inputs_without_channels_or_pixels_are_refused(backend: str) -> None:
         )
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_more_k_than_an_int32_sum_holds_is_refused(backend: str) -> None:
     K = 131072
-    packed = {"reference": (16, K // 2), "cpu": (1, 8 * K)}[backend]
+    packed = (1, 8 * K) if backend == "cpu" else (16, K // 2)
     x, weight = torch.zeros(1, K, dtype=torch.int8), torch.zeros(packed, dtype=torch.uint8)
     with pytest.raises(ShapeError, match=r"K = 131072 .*needs K < 131072"):
         ops.linear(x, torch.ones(()), weight, torch.ones(16), bits=4, backend=backend)
