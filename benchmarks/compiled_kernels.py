@@ -3,7 +3,7 @@
     python benchmarks/compiled_kernels.py                      # every architecture
     python benchmarks/compiled_kernels.py --target 90          # one of them
     python benchmarks/compiled_kernels.py --oldest             # by the oldest supported Triton
-    python benchmarks/compiled_kernels.py --write              # rewrite docs/kernels-triton.md
+    python benchmarks/compiled_kernels.py --write              # rewrite docs/compiled-kernels.md
 
 Every layer shape of AudioLDM-S and TANGO is launched offline with the tile that is planned for it,
 and each kernel that results is read once. A row is a tile (channels x rows x k, warps, stages) of a
@@ -36,7 +36,7 @@ from ptq4adm.ops.arguments import Conv2dGeometry, Matmul, MatmulOptions
 from ptq4adm.packing.layout import BLOCK_K, KLayout
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENT = ROOT / "docs" / "kernels-triton.md"
+DOCUMENT = ROOT / "docs" / "compiled-kernels.md"
 OLDEST = Path(sys.prefix) / "oldest"  # where `make setup` puts the oldest supported Triton
 MODELS = ("audioldm-s", "tango")
 # compute capability -> a GPU that has it, and its multiprocessors
