@@ -50,21 +50,25 @@ def variants(bits: int) -> Iterator[Product]:
     yield make_product(PROJECTION, bits, "bias", "geglu")
 
 
-def products(bits: int, seen: set[tuple[object, ...]]) -> Iterator[tuple[Product, TileConfig]]:
+def products(
+    bits: int, target: int, seen: set[tuple[object, ...]]
+) -> Iterator[tuple[Product, TileConfig]]:
     """Yield a product for every planned tile, once for each form of its kernel.
 
     Left out are specializations that hardly differ in what is asserted: other counts of splits,
-    sizes that happen to be multiples of 16, epilogues of tiles with registers to spare, and these
-    tiles altogether for 8-bit weights.
+    sizes that happen to be multiples of 16, epilogues of tiles with registers to spare, and of
+    8-bit weights all tiles but the largest.
 
     Args:
         bits: 4 or 8.
+        target: compute capability; `variants` are compiled for 8.0 and 9.0.
         seen: forms that were yielded before; added to.
     """
-    for product in [*model_products(bits), *variants(bits)]:
+    wanted = [*model_products(bits), *(variants(bits) if target in (80, 90) else ())]
+    for product in wanted:
         config, options = product.plan(), product.call.options
         tile = (config.block_n, config.block_m)
-        if bits == 8 and tile not in ((64, 64), (128, 128)):
+        if bits == 8 and tile != (128, 128):
             continue
         is_critical = tile in ((64, 64), (128, 128))  # these are to fit in 128 registers
         form: tuple[object, ...] = (
@@ -113,8 +117,7 @@ def activation_calls() -> Iterator[tuple[str, Callable[[], object]]]:
         x = x.to(memory_format=torch.channels_last)
         ones = torch.ones(channels, dtype=torch.float16)
         norm = partial(triton_activation.groupnorm_silu_quantize, x, 32, ones, ones, 1e-5)
-        yield f"group norm {channels}", partial(norm, **static)
-        yield f"group norm {channels} dynamic", norm
+        yield f"group norm {channels}", partial(norm, **static) if channels == 320 else norm
     for rows, features in ((8192, 320), (512, 1280)):
         x = torch.empty(rows, features, dtype=torch.float16)
         ones = torch.ones(features, dtype=torch.float16)
@@ -195,7 +198,7 @@ def main(output: Path, targets: list[int]) -> None:
             controls += control_cases(offline)
             # nobody decodes 8-bit weights: one version of Triton shows enough
             for bits in (4, 8) if target in (80, 90) and not is_oldest else (4,):
-                cases += [read_case(*case, offline) for case in products(bits, forms)]
+                cases += [read_case(*case, offline) for case in products(bits, target, forms)]
             if target in (80, 90):
                 activations += activation_cases(offline)
     lists = {"cases": cases, "controls": controls, "activations": activations}
