@@ -10,19 +10,22 @@ rehearsal, which needs no GPU, has to name another folder.
 from __future__ import annotations
 
 import argparse
+import sys
+from functools import partial
 from pathlib import Path
 
 from ptq4adm.bench.gpu_environment import check_results
+from ptq4adm.bench.gpu_faults import exit_code
 from ptq4adm.bench.gpu_kernels import GpuJob, run_gpu_kernels
-from ptq4adm.bench.gpu_report import KERNELS, PEAKS, format_gpu, save_gpu
+from ptq4adm.bench.gpu_report import format_gpu, save_gpu
 from ptq4adm.bench.gpu_shapes import GPU_KINDS
 from ptq4adm.bench.shapes import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def main() -> None:
-    """Measure and save the rows."""
+def main() -> int:
+    """Measure and save the rows; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--kinds", nargs="*", default=list(GPU_KINDS), choices=GPU_KINDS)
@@ -45,12 +48,11 @@ def main() -> None:
         deadline=arguments.deadline,
         configs=arguments.configs,
     )
-    result = run_gpu_kernels(job)
-    tables = {KERNELS: result["rows"], PEAKS: result["peaks"]}
-    files = save_gpu(arguments.results, result["run"], tables)
+    result = run_gpu_kernels(job, save=partial(save_gpu, arguments.results))
     print(format_gpu(result))
-    print("\n" + "\n".join(files))
+    print(f"\nrows in {arguments.results}")
+    return exit_code(result)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

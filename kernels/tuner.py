@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ptq4adm.kernels import tuning
 from ptq4adm.kernels.tuning import BLOCK_K, GATHER, TMA, Problem, TileConfig
@@ -57,14 +56,12 @@ def candidates(problem: Problem, limit: int = MOST_CANDIDATES) -> tuple[TileConf
 
 def _ranked(problem: Problem) -> list[TileConfig]:
     """Legal tiles of the plan, least estimated time first."""
-    found: list[tuple[float, TileConfig]] = []
-    estimate: Any = tuning._estimated_clocks
-    for entry in tuning._candidates(problem):
-        # a tile, alone or with what the estimate asks besides
-        given: tuple[Any, ...] = (entry,) if isinstance(entry, TileConfig) else entry
-        if tuning.illegal_reason(given[0], problem) is None:
-            found.append((estimate(*given, problem), given[0]))
-    return [config for _, config in sorted(found, key=lambda pair: pair[0])]
+    legal = (
+        config
+        for config in tuning._candidates(problem)
+        if tuning.illegal_reason(config, problem) is None
+    )
+    return sorted(legal, key=lambda config: tuning._estimated_clocks(config, problem))
 
 
 def _variations(config: TileConfig) -> Iterator[TileConfig]:

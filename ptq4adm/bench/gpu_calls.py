@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from ptq4adm.bench.shapes import LINEAR
 from ptq4adm.kernels.tuning import Problem, TileConfig
 from ptq4adm.ops import triton_matmul
 from ptq4adm.ops.arguments import Conv2dGeometry, Matmul, MatmulOptions
-from ptq4adm.packing.layout import KLayout
+from ptq4adm.packing.layout import BLOCK_K, KLayout
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,10 @@ class ProductCall:
     def problem(self) -> Problem:
         """What its tile is chosen by."""
         if self.geometry is None:
-            return triton_matmul.linear_problem(self.call)
-        return triton_matmul.conv2d_problem(self.call, self.geometry)
+            problem = triton_matmul.linear_problem(self.call)
+        else:
+            problem = triton_matmul.conv2d_problem(self.call, self.geometry)
+        return replace(problem, is_grouped=self.call.options.w_mult is not None)
 
     def run(self, config: TileConfig | None = None) -> Tensor:
         """Launch it with a tile; None for the one that is looked up."""
@@ -65,11 +67,9 @@ def make_call(
     x_q: Tensor,
     qweight: Tensor,
     w_scale: Tensor,
-    bias: Tensor,
-    is_gated: bool = False,
-    is_int8: bool = False,
+    options: MatmulOptions,
 ) -> ProductCall:
-    """A layer's product with bias, as a UNet's step has it.
+    """A layer's product, with a scale of 1 of its activations.
 
     Args:
         layer: the sizes.
@@ -77,19 +77,31 @@ def make_call(
         x_q: int8 [M, K], or NHWC.
         qweight: canonical.
         w_scale: float32 [N].
+        options: everything else.
+    """
+    x_scale = torch.ones(1, device=x_q.device)
+    call = Matmul(bits, x_q, x_scale, qweight, w_scale, options)
+    return ProductCall(call, layer_geometry(layer))
+
+
+def layer_options(
+    bias: Tensor, *, w_mult: Tensor | None = None, is_gated: bool = False, is_int8: bool = False
+) -> MatmulOptions:
+    """What a layer of a UNet's step has.
+
+    Args:
         bias: float32 [N].
+        w_mult: uint8 [N, Kp / 64], multipliers of groups; None for none.
         is_gated: with GEGLU.
         is_int8: int8 output; else float16.
     """
-    x_scale = torch.ones(1, device=x_q.device)
-    options = MatmulOptions(
+    return MatmulOptions(
+        w_mult=w_mult,
         bias=bias,
         geglu=is_gated,
         out_dtype=torch.float16,
-        out_scale=torch.ones_like(x_scale) if is_int8 else None,
+        out_scale=torch.ones(1, device=bias.device) if is_int8 else None,
     )
-    call = Matmul(bits, x_q, x_scale, qweight, w_scale, options)
-    return ProductCall(call, layer_geometry(layer))
 
 
 def empty_call(
@@ -99,20 +111,27 @@ def empty_call(
     *,
     is_gated: bool = False,
     is_int8: bool = False,
+    is_grouped: bool = False,
 ) -> ProductCall:
     """The same of memory without content: to plan, or to compile."""
     shape = layer.shape
     is_linear = shape.kind == LINEAR
     size = (shape.batch, shape.height, shape.width, shape.in_channels)
-    columns = layer_layout(layer).k_padded // (2 if bits == 4 else 1)
+    k_padded = layer_layout(layer).k_padded
+    columns = k_padded // (2 if bits == 4 else 1)
+    groups = (shape.N, k_padded // BLOCK_K)
     dtype = torch.uint8 if bits == 4 else torch.int8
+    options = layer_options(
+        torch.empty(shape.N, device=device),
+        w_mult=torch.empty(groups, dtype=torch.uint8, device=device) if is_grouped else None,
+        is_gated=is_gated,
+        is_int8=is_int8,
+    )
     return make_call(
         layer,
         bits,
         x_q=torch.empty((shape.M, shape.K) if is_linear else size, dtype=torch.int8, device=device),
         qweight=torch.empty((shape.N, columns), dtype=dtype, device=device),
         w_scale=torch.empty(shape.N, device=device),
-        bias=torch.empty(shape.N, device=device),
-        is_gated=is_gated,
-        is_int8=is_int8,
+        options=options,
     )

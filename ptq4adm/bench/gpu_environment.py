@@ -53,7 +53,7 @@ def gpu_environment(device: torch.device) -> dict[str, str]:
         "driver": "",
         "cuda": str(torch.version.cuda or ""),
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        "triton": package_version("triton"),
         "python": host["python"],
         "host": host["device"],
     }
@@ -98,7 +98,8 @@ def _driver() -> dict[str, str]:
     return dict(zip(names, values, strict=True))
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """Version of an installed package; empty if it is not there."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

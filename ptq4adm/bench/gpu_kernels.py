@@ -1,8 +1,8 @@
 """The GPU kernel benchmark: every product, norm and gate of the models, ours and PyTorch's.
 
-For each shape all variants are checked first, then timed side by side (`gpu_timing`). Shapes that
-weigh most in a step come first, so a run that has to stop early has the ones that matter; it says
-what it left out.
+For each shape all variants are checked first, then timed side by side (`gpu_timing`); one that is
+wrong or does not run becomes a row with the reason. Shapes that weigh most in a step come first,
+and rows are handed out as they are made: a run that has to stop early has the ones that matter.
 """
 
 from __future__ import annotations
@@ -13,24 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from ptq4adm.bench.gpu_activations import activation_variants
 from ptq4adm.bench.gpu_environment import find_device, gpu_environment
+from ptq4adm.bench.gpu_faults import FAULTS, describe_fault
 from ptq4adm.bench.gpu_peaks import measure_peaks, peak_values
 from ptq4adm.bench.gpu_peers import missing_peers, peer_versions
-from ptq4adm.bench.gpu_precompile import Wanted, precompile
+from ptq4adm.bench.gpu_precompile import Precompiler, Wanted, compiled_batches
 from ptq4adm.bench.gpu_problem import GpuProblem
 from ptq4adm.bench.gpu_products import product_variants
+from ptq4adm.bench.gpu_progress import with_progress
+from ptq4adm.bench.gpu_report import KERNELS, PEAKS, Save
 from ptq4adm.bench.gpu_shapes import GPU_KINDS, TOY_MODEL, GpuLayer, gpu_layers
 from ptq4adm.bench.gpu_tiles import tuning_problem, use_configs
-from ptq4adm.bench.gpu_timing import GpuTiming, Timer, make_timer
+from ptq4adm.bench.gpu_timing import GpuCall, GpuTiming, Timer, make_timer
 from ptq4adm.bench.gpu_variant import COPY, GpuVariant
 from ptq4adm.bench.shapes import MODELS
 from ptq4adm.errors import ConfigError
 from ptq4adm.kernels import tuning
 
 QUICK_SHAPES = 2  # of each kind
+BATCH = 16  # shapes that are compiled, then measured
+SETUP = "(setup)"  # in the place of a variant: tensors or exact results could not be made
 _QUICK_SECONDS, _FULL_SECONDS = 0.05, 0.15
 
 
@@ -91,73 +95,178 @@ class GpuJob:
         return [layer for rank, layer in ranked if not self.is_quick or rank < QUICK_SHAPES]
 
 
-def run_gpu_kernels(job: GpuJob, *, progress: bool = True) -> dict[str, Any]:
+def run_gpu_kernels(
+    job: GpuJob, *, progress: bool = True, save: Save | None = None
+) -> dict[str, Any]:
     """Measure.
 
     Args:
         job: what.
         progress: show a bar on a terminal.
+        save: called with the run's columns and rows by file name as soon as a shape is measured.
 
     Returns:
-        ``run``: columns of every row; ``rows``: one a call and variant; ``peaks``: one a ceiling;
-        ``missing``: peer to reason; ``left_out``: shapes for which the time did not suffice.
+        ``run``: columns of every row; ``rows``: one a call and variant, with ``failed`` = reason
+        and no time if it is wrong or does not run; ``peaks``: one a ceiling; ``missing``: peer to
+        reason; ``left_out``: shapes for which the time did not suffice; ``failed``: in words;
+        ``uncompiled``: what did not compile ahead, in words.
 
     Raises:
-        BackendUnavailableError: if there is no GPU.
-        BenchmarkError: if a variant's result is wrong; nothing is returned then.
+        BackendUnavailableError: if there is no GPU, or it is lost.
     """
     started = time.perf_counter()
+    ends = None if job.deadline is None else started + job.deadline
     device = find_device(is_rehearsal=job.is_rehearsal)
     use_configs(job.configs)
     timer = make_timer(device)
     torch.backends.cudnn.benchmark = True
     layers = job.layers()
-    if device.type == "cuda":
-        precompile(_planned(job, layers, device), device, progress=progress)
     run = {**gpu_environment(device), **peer_versions()}
-    measured: dict[Any, list[dict[str, Any]]] = {}
+    keep = save or (lambda *_: None)
+    rows: list[dict[str, Any]] = []
     left_out: list[str] = []
-    bar = tqdm(layers, desc="kernels", unit="shape", disable=None if progress else True)
-    with torch.inference_mode():
+    with torch.inference_mode(), Precompiler(device, ends=ends, progress=progress) as compiler:
         peaks = measure_peaks(timer, seconds=min(0.5, job.seconds_a_shape))
+        keep(run, {PEAKS: peaks})
         ceilings = peak_values(peaks)
-        for layer in bar:
-            key = (layer.shape, layer.is_gated)
-            if key in measured:
-                continue
-            if job.deadline is not None and time.perf_counter() - started > job.deadline:
+        calls = _distinct(layers)
+        ready = compiled_batches(
+            calls, lambda batch: _planned(job, batch, device), compiler, size=BATCH
+        )
+        shown = with_progress(ready, "kernels", "shape", total=len(calls), is_shown=progress)
+        for layer, is_ready in shown:
+            if not is_ready or (ends is not None and time.perf_counter() > ends):
                 left_out.append(str(layer.shape))
                 continue
-            measured[key] = measure_layer(job, layer, timer, ceilings)
-    rows = [
-        {"model": layer.model, "count": layer.count, **row}
-        for layer in layers
-        for row in measured.get((layer.shape, layer.is_gated), ())
-    ]
-    missing = missing_peers()
-    return {"run": run, "rows": rows, "peaks": peaks, "missing": missing, "left_out": left_out}
+            measured = measure_layer(job, layer, timer, ceilings)
+            found = [
+                {"model": other.model, "count": other.count, **row}
+                for other in layers
+                if _key(other) == _key(layer)
+                for row in measured
+            ]
+            keep(run, {KERNELS: found})
+            rows += found
+    return {
+        "run": run,
+        "rows": rows,
+        "peaks": peaks,
+        "missing": missing_peers(),
+        "left_out": left_out,
+        "failed": list(dict.fromkeys(_describe_failure(row) for row in rows if row["failed"])),
+        "uncompiled": compiler.failed,
+    }
+
+
+def _key(layer: GpuLayer) -> tuple[Any, bool]:
+    return layer.shape, layer.is_gated
+
+
+def _distinct(layers: list[GpuLayer]) -> list[GpuLayer]:
+    """One layer for each call that several models share, in the same order."""
+    found: dict[Any, GpuLayer] = {}
+    for layer in layers:
+        found.setdefault(_key(layer), layer)
+    return list(found.values())
+
+
+def _describe_failure(row: dict[str, Any]) -> str:
+    return f"{row['shape']} {row['variant']}: {row['failed']}"
 
 
 def measure_layer(
     job: GpuJob, layer: GpuLayer, timer: Timer, ceilings: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """Check and time one call's variants: one row each.
+    """Check and time one call's variants: one row each, without a time if it failed.
 
     Raises:
-        BenchmarkError: if a variant's result is wrong.
+        BackendUnavailableError: if the GPU is lost.
     """
-    if layer.is_product:
-        problem = GpuProblem(layer, timer.device, backend=job.backend)
-        variants = product_variants(problem, job.bits)
-    else:
-        variants = activation_variants(layer, timer.device, backend=job.backend)
-    errors = {variant.name: variant.check() for variant in variants}
-    timings = timer.time(
-        {variant.name: variant.call for variant in variants}, seconds=job.seconds_a_shape
-    )
+    try:
+        variants = _variants(job, layer, timer.device)
+    except FAULTS as error:
+        return [failed_row(layer, SETUP, describe_fault(error, timer.device))]
+    errors: dict[str, float] = {}
+    reasons: dict[str, str] = {}
+    for variant in variants:
+        try:
+            errors[variant.name] = variant.check()
+        except FAULTS as error:
+            reasons[variant.name] = describe_fault(error, timer.device)
+    calls = {variant.name: variant.call for variant in variants if variant.name in errors}
+    timings, untimed = time_calls(timer, calls, seconds=job.seconds_a_shape)
+    reasons |= untimed
     return [
-        make_row(layer, variant, timings, errors[variant.name], ceilings) for variant in variants
+        failed_row(layer, variant.name, reasons[variant.name], variant.tile)
+        if variant.name in reasons
+        else make_row(layer, variant, timings, errors[variant.name], ceilings)
+        for variant in variants
     ]
+
+
+def _variants(job: GpuJob, layer: GpuLayer, device: torch.device) -> list[GpuVariant]:
+    if layer.is_product:
+        return product_variants(GpuProblem(layer, device, backend=job.backend), job.bits)
+    return activation_variants(layer, device, backend=job.backend)
+
+
+def time_calls(
+    timer: Timer, calls: dict[str, GpuCall], *, seconds: float
+) -> tuple[dict[str, GpuTiming], dict[str, str]]:
+    """Time calls side by side; one that cannot be timed does not keep the others from it.
+
+    Args:
+        timer: of the device.
+        calls: by name.
+        seconds: for all of them.
+
+    Returns:
+        Timings, and the reasons of those without.
+
+    Raises:
+        BackendUnavailableError: if the GPU is lost.
+    """
+    if not calls:
+        return {}, {}
+    try:
+        return timer.time(calls, seconds=seconds), {}
+    except FAULTS as error:
+        common = describe_fault(error, timer.device)
+    reasons: dict[str, str] = {}
+    for name, call in calls.items():
+        try:
+            timer.time({name: call}, seconds=0.0)
+        except FAULTS as error:
+            reasons[name] = describe_fault(error, timer.device)
+    good = {name: call for name, call in calls.items() if name not in reasons}
+    try:
+        return (timer.time(good, seconds=seconds) if good else {}), reasons
+    except FAULTS as error:  # each alone can be timed, but not together: too little memory
+        describe_fault(error, timer.device)
+        return {}, reasons | dict.fromkeys(good, common)
+
+
+def failed_row(layer: GpuLayer, name: str, reason: str, tile: str = "") -> dict[str, Any]:
+    """One line of the results for a variant that has no time.
+
+    Args:
+        layer: the call.
+        name: of the variant, or `SETUP`.
+        reason: why.
+        tile: that it ran with.
+    """
+    return {**_columns(layer), "variant": name, "tile": tile, "ratio_fp16": "", "failed": reason}
+
+
+def _columns(layer: GpuLayer) -> dict[str, Any]:
+    shape = layer.shape
+    return {
+        "kind": shape.kind + ("-geglu" if layer.is_gated else ""),
+        "shape": describe_shape(layer),
+        "M": shape.M,
+        "N": shape.N,
+        "K": shape.K,
+    }
 
 
 def make_row(
@@ -173,18 +282,15 @@ def make_row(
     larger share of a measured ceiling, of operations or of copied bytes; ``ratio_fp16`` is the time
     of the float16 variant that does the same work over this one's: above 1, this one is faster.
     """
-    timing, shape = timings[variant.name], layer.shape
+    timing = timings[variant.name]
     seconds = timing.us * 1e-6
-    shares = [variant.nbytes / seconds / ceilings[COPY]]
-    if variant.operations:
-        shares.append(variant.operations / seconds / ceilings[variant.peak])
+    amounts = {COPY: variant.nbytes, variant.peak: variant.operations or variant.nbytes}
+    shares = [
+        amount / seconds / ceilings[peak] for peak, amount in amounts.items() if peak in ceilings
+    ]
     base = timings.get(variant.base)
     return {
-        "kind": shape.kind + ("-geglu" if layer.is_gated else ""),
-        "shape": describe_shape(layer),
-        "M": shape.M,
-        "N": shape.N,
-        "K": shape.K,
+        **_columns(layer),
         "variant": variant.name,
         "tile": variant.tile,
         "us": _rounded(timing.us),
@@ -194,9 +300,10 @@ def make_row(
         "copies": timing.copies,
         "tops": _rounded(variant.operations / seconds * 1e-12),
         "gb_s": _rounded(variant.nbytes / seconds * 1e-9),
-        "peak_percent": _rounded(100 * max(shares)),
+        "peak_percent": _rounded(100 * max(shares)) if shares else "",
         "ratio_fp16": "" if base is None else _rounded(base.us / timing.us),
         "error": _rounded(error),
+        "failed": "",
     }
 
 

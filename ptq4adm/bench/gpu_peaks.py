@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ptq4adm.bench.gpu_faults import FAULTS, describe_fault
 from ptq4adm.bench.gpu_timing import GpuCall, Timer
 from ptq4adm.bench.gpu_variant import COPY, FP16, INT8
 
@@ -26,7 +27,8 @@ def measure_peaks(timer: Timer, *, seconds: float = 0.5) -> list[dict[str, Any]]
     Returns:
         ``peak`` (`COPY`: bytes read and written by a copy of 1 GB; `INT8`: `torch._int_mm` and
         `FP16`: `torch.mm`, 8192 cubed; `NODE`: one of 256 one-element kernels in a graph),
-        ``value``, ``unit``. The best fifth of the replays counts: a ceiling is what can be reached.
+        ``value``, ``unit``, ``failed`` (the reason, with no value). The best fifth of the replays
+        counts: a ceiling is what can be reached.
     """
     device, is_gpu = timer.device, timer.device.type == "cuda"
     size = _LARGE if is_gpu else _TOY
@@ -49,9 +51,15 @@ def measure_peaks(timer: Timer, *, seconds: float = 0.5) -> list[dict[str, Any]]
     }
     rows = []
     for name, (run, amount) in calls.items():
-        timing = timer.time({name: GpuCall(_ignoring(run))}, seconds=seconds)[name]
+        row: dict[str, Any] = {"peak": name, "value": "", "unit": _UNITS[name], "failed": ""}
+        rows.append(row)
+        try:
+            timing = timer.time({name: GpuCall(_ignoring(run))}, seconds=seconds)[name]
+        except FAULTS as error:
+            row["failed"] = describe_fault(error, device)
+            continue
         value = timing.p20_us / _NODES if name == NODE else amount / (timing.p20_us * 1e-6)
-        rows.append({"peak": name, "value": float(f"{value:.4g}"), "unit": _UNITS[name]})
+        row["value"] = float(f"{value:.4g}")
     return rows
 
 
@@ -60,6 +68,8 @@ def _ignoring(run: Callable[[], Any]) -> Callable[[int], Any]:
 
 
 def peak_values(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Ceiling to its value: operations or bytes a second; seconds of a node."""
+    """Ceiling to its value, where it was measured: operations or bytes a second; seconds."""
     factor = {"GB/s": 1e9, "TOPS": 1e12, "us": 1e-6}
-    return {row["peak"]: float(row["value"]) * factor[row["unit"]] for row in rows}
+    return {
+        row["peak"]: float(row["value"]) * factor[row["unit"]] for row in rows if not row["failed"]
+    }

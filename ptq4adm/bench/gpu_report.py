@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ptq4adm.bench.gpu_environment import REHEARSAL, check_results
+from ptq4adm.bench.gpu_faults import failed_lines
 from ptq4adm.bench.gpu_variant import FLOAT
 from ptq4adm.bench.rows import append_rows
 
 Row = Mapping[str, Any]
+# called with a run's columns, and rows by file name
+Save = Callable[[dict[str, str], Mapping[str, Sequence[Row]]], Any]
 KERNELS, PEAKS, UNET, TUNE = (
     "gpu-kernels.csv",
     "gpu-peaks.csv",
@@ -94,6 +97,8 @@ def format_gpu(result: Mapping[str, Any]) -> str:
     lines += ["", "every shape: median us; times faster than float16; % of the nearest ceiling", ""]
     table = [["shape", "variant", "us", "x fp16", "% peak", "error", "tile"]]
     for row in {(row["shape"], row["variant"]): row for row in rows}.values():
+        if row["failed"]:
+            continue
         ratio = "" if row["ratio_fp16"] == "" else f"{float(row['ratio_fp16']):.2f}"
         table.append(
             [
@@ -101,7 +106,7 @@ def format_gpu(result: Mapping[str, Any]) -> str:
                 row["variant"],
                 f"{row['us']:.1f}",
                 ratio,
-                f"{row['peak_percent']:.0f}",
+                "" if row["peak_percent"] == "" else f"{row['peak_percent']:.0f}",
                 f"{row['error']:.2g}",
                 row["tile"],
             ]
@@ -109,6 +114,8 @@ def format_gpu(result: Mapping[str, Any]) -> str:
     lines += columns(table, left=2)
     lines += [""] + [f"not measured: {name}: {why}" for name, why in result["missing"].items()]
     lines += [f"no time for: {shape}" for shape in result["left_out"]]
+    lines += [f"did not compile: {reason}" for reason in result["uncompiled"]]
+    lines += failed_lines(result["failed"])
     return "\n".join(lines)
 
 
@@ -124,7 +131,10 @@ def describe_run(run: Mapping[str, str]) -> str:
 
 def format_peaks(peaks: Sequence[Row]) -> str:
     """Ceilings in one line."""
-    return ", ".join(f"{row['peak']} {row['value']:g} {row['unit']}" for row in peaks)
+    return ", ".join(
+        f"{row['peak']} {'FAILED' if row['failed'] else format(row['value'], 'g')} {row['unit']}"
+        for row in peaks
+    )
 
 
 def _group_table(entries: Sequence[Row]) -> list[str]:

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def tuning_problem(
-    layer: GpuLayer, bits: int, device: torch.device, *, is_gated: bool = False
+    layer: GpuLayer,
+    bits: int,
+    device: torch.device,
+    *,
+    is_gated: bool = False,
+    is_grouped: bool = False,
 ) -> Problem:
     """What the tile of a layer is chosen by.
 
@@ -26,8 +31,10 @@ def tuning_problem(
         bits: of its weights.
         device: the GPU.
         is_gated: whether a GEGLU follows in the same kernel.
+        is_grouped: whether groups of 64 weights have multipliers.
     """
-    return empty_call(layer, bits, device, is_gated=is_gated).problem()
+    call = empty_call(layer, bits, device, is_gated=is_gated, is_grouped=is_grouped)
+    return call.problem()
 
 
 def tile_of(problem: GpuProblem, bits: int, *, is_gated: bool = False) -> str:

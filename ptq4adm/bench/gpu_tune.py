@@ -2,8 +2,9 @@
 
 For every distinct product the tiles of `kernels.tuner.candidates` are compiled (on all cores),
 checked, timed side by side as `gpu_timing` describes - weights from memory, activations from L2, as
-in a step - and the fastest is added to the file of its kernel, N, K and device. What is in a file
-already is not measured again, so an interrupted run goes on where it was.
+in a step - and the fastest is added to the file of its kernel, N, K and device. That happens in
+batches of products, weightiest first; what is in a file already is not measured again, so an
+interrupted run goes on where it was. A wrong tile becomes a row with the reason, and is not used.
 
 The check uses the kernel that is timed, not another one with integer output: with all scales 1 and
 sparse activations every sum is a small integer, which float16 holds exactly.
@@ -12,20 +13,22 @@ sparse activations every sum is a small integer, which float16 holds exactly.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
-from triton.errors import TritonError
 
-from ptq4adm.bench.gpu_calls import ProductCall, layer_layout, make_call
+from ptq4adm.bench.gpu_calls import ProductCall, layer_layout, layer_options, make_call
 from ptq4adm.bench.gpu_environment import find_device, gpu_environment
-from ptq4adm.bench.gpu_precompile import Wanted, precompile
+from ptq4adm.bench.gpu_faults import FAULTS, describe_fault, failed_lines
+from ptq4adm.bench.gpu_kernels import time_calls
+from ptq4adm.bench.gpu_precompile import Precompiler, Wanted, compiled_batches
 from ptq4adm.bench.gpu_problem import FLOAT16_EXACT, SMALL, GpuProblem
 from ptq4adm.bench.gpu_products import gate
+from ptq4adm.bench.gpu_progress import with_progress
+from ptq4adm.bench.gpu_report import TUNE, Save
 from ptq4adm.bench.gpu_shapes import TOY_MODEL, GpuLayer, gpu_layers
 from ptq4adm.bench.gpu_tiles import describe, tuning_problem
 from ptq4adm.bench.gpu_timing import GpuCall, Timer, make_timer
@@ -34,10 +37,11 @@ from ptq4adm.bench.shapes import KINDS
 from ptq4adm.errors import BenchmarkError, ConfigError
 from ptq4adm.kernels import tuner
 from ptq4adm.kernels.tuning import Problem, TileConfig
-from ptq4adm.packing.layout import pack_int4, weight_to_rows
+from ptq4adm.packing.layout import BLOCK_K, pack_int4, weight_to_rows
 
 TUNED_MODELS = ("tango", "audioldm-s", "audioldm-l")
 _QUICK_CANDIDATES = 6
+BATCH = 8  # products whose tiles are compiled, then measured
 _SECONDS = 0.05
 _GATE_TOLERANCE = 5e-3
 
@@ -55,6 +59,7 @@ class TuneJob:
         is_rehearsal: in Triton's interpreter, toy shapes, two tiles.
         deadline: seconds after which no other product is begun; None for no limit.
         is_fresh: measure again what is in the files.
+        is_grouped: 4-bit weights with a multiplier for every 64 of a channel.
 
     Raises:
         ConfigError: if a value is unknown.
@@ -68,8 +73,11 @@ class TuneJob:
     is_rehearsal: bool = False
     deadline: float | None = None
     is_fresh: bool = False
+    is_grouped: bool = False
 
     def __post_init__(self) -> None:
+        if self.is_grouped and self.bits != (4,):
+            raise ConfigError(f"bits {self.bits}: groups are of 4-bit weights only; leave 8 out")
         for kind in self.kinds:
             if kind not in KINDS:
                 known = ", ".join(KINDS)
@@ -93,7 +101,9 @@ class TuneJob:
         for layer in sorted(gpu_layers(models, self.kinds), key=lambda layer: -layer.weight):
             for bits in self.bits:
                 for is_gated in (False, True)[: 1 + layer.is_gated]:
-                    problem = tuning_problem(layer, bits, device, is_gated=is_gated)
+                    problem = tuning_problem(
+                        layer, bits, device, is_gated=is_gated, is_grouped=self.is_grouped
+                    )
                     product = Product(layer, bits, is_gated, problem)
                     found.setdefault(problem, product)
         return list(found.values())
@@ -115,61 +125,92 @@ class Product:
     is_gated: bool
     problem: Problem
 
+    def wanted(self, tile: TileConfig) -> Wanted:
+        """What is to be compiled for a tile."""
+        return Wanted(
+            self.layer, tile, self.bits, self.is_gated, is_grouped=self.problem.is_grouped
+        )
 
-def run_tune(job: TuneJob, *, progress: bool = True) -> dict[str, Any]:
+
+def run_tune(job: TuneJob, *, progress: bool = True, save: Save | None = None) -> dict[str, Any]:
     """Tune.
 
     Args:
         job: what.
         progress: show bars on a terminal.
+        save: called with the run's columns and rows by file name as soon as a product is measured.
 
     Returns:
-        ``run``: columns of every row; ``rows``: one a product and tile; ``files``: those written;
-        ``known``: products that were in the files; ``left_out``: for which the time did not
-        suffice; ``failed``: tiles that did not compile or run, with the reason.
+        ``run``: columns of every row; ``rows``: one a product and tile, with ``failed`` = reason
+        and no time if it is wrong or does not run; ``files``: those written; ``known``: products
+        that were in the files; ``left_out``: for which the time did not suffice; ``failed``: wrong
+        results, planned tiles that do not run, and products without a tile, in words;
+        ``unusable``: other tiles that did not compile or run, which is no error.
 
     Raises:
-        BackendUnavailableError: if there is no GPU.
-        BenchmarkError: if a tile's result is wrong; files of earlier products stay.
+        BackendUnavailableError: if there is no GPU, or it is lost.
         ConfigError: if a rehearsal has no folder to write to.
     """
     started = time.perf_counter()
+    ends = None if job.deadline is None else started + job.deadline
     device = find_device(is_rehearsal=job.is_rehearsal)
     timer = make_timer(device)
     products = job.products(device)
     todo = [p for p in products if job.is_fresh or not tuner.is_measured(p.problem, job.output)]
     tiles = {p: tuner.candidates(p.problem, job.limit) for p in todo}
-    failed: list[str] = []
-    if device.type == "cuda":
-        wanted = [Wanted(p.layer, tile, p.bits, p.is_gated) for p in todo for tile in tiles[p]]
-        failed += precompile(wanted, device, progress=progress)
-    rows: list[dict[str, Any]] = []
+    run, keep = gpu_environment(device), save or (lambda *_: None)
+    done = _Measured()
     files: dict[str, None] = {}
     left_out: list[str] = []
-    with torch.inference_mode():
-        for product in tqdm(todo, desc="tune", unit="product", disable=None if progress else True):
-            if job.deadline is not None and time.perf_counter() - started > job.deadline:
+
+    def wanted(batch: list[Product]) -> list[Wanted]:
+        return [product.wanted(tile) for product in batch for tile in tiles[product]]
+
+    with torch.inference_mode(), Precompiler(device, ends=ends, progress=progress) as compiler:
+        ready = compiled_batches(todo, wanted, compiler, size=BATCH)
+        shown = with_progress(ready, "tune", "product", total=len(todo), is_shown=progress)
+        for product, is_ready in shown:
+            if not is_ready or (ends is not None and time.perf_counter() > ends):
                 left_out.append(_name(product))
                 continue
             result = measure_product(product, tiles[product], timer)
-            failed += result.failed
-            rows += result.rows
-            files.setdefault(str(tuner.write(product.problem, result.chosen, job.output)))
+            keep(run, {TUNE: result.rows})
+            done.add(result)
+            if result.chosen is not None:
+                path = tuner.write(product.problem, result.chosen, job.output)
+                files.setdefault(str(path))
     return {
-        "run": gpu_environment(device),
-        "rows": rows,
+        "run": run,
+        "rows": done.rows,
         "files": list(files),
         "known": len(products) - len(todo),
         "left_out": left_out,
-        "failed": failed,
+        "failed": done.failed,
+        "unusable": done.unusable + compiler.failed,
     }
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Measured:
-    chosen: TileConfig
-    rows: list[dict[str, Any]]
-    failed: list[str]
+    """What came out for a product, or for several.
+
+    Attributes:
+        chosen: the fastest tile of one product; None if none can be used.
+        rows: one a tile.
+        failed: errors, in words.
+        unusable: tiles that do not run, in words.
+    """
+
+    chosen: TileConfig | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    unusable: list[str] = field(default_factory=list)
+
+    def add(self, other: _Measured) -> None:
+        """Take over another product's rows and reasons."""
+        self.rows += other.rows
+        self.failed += other.failed
+        self.unusable += other.unusable
 
 
 def measure_product(product: Product, configs: tuple[TileConfig, ...], timer: Timer) -> _Measured:
@@ -181,42 +222,50 @@ def measure_product(product: Product, configs: tuple[TileConfig, ...], timer: Ti
         timer: of the device.
 
     Raises:
-        BenchmarkError: if the planned tile does not run, or one computes another result.
+        BackendUnavailableError: if the GPU is lost.
     """
-    operands = _Operands(product, timer.device)
-    usable: dict[TileConfig, GpuCall] = {}
-    failed = []
+    result, device, name = _Measured(), timer.device, _name(product)
+    try:
+        operands = _Operands(product, device)
+    except FAULTS as error:
+        result.failed.append(f"{name}: {describe_fault(error, device)}")
+        result.rows.append({**_columns(product), "failed": result.failed[0]})
+        return result
+    reasons: dict[TileConfig, str] = {}
+    usable: dict[str, TileConfig] = {}
     for config in configs:
         try:
             operands.check(config)
-        except (TritonError, RuntimeError) as error:
-            if isinstance(error, BenchmarkError):
-                raise
-            if timer.device.type == "cuda":
-                torch.cuda.synchronize()  # raises if the device is lost: no other tile would run
-            failed.append(f"{_name(product)}, {describe(config)}: {type(error).__name__}: {error}")
-            if config == configs[0]:
-                raise BenchmarkError(f"the planned tile does not run: {failed[-1]}") from error
-            continue
-        usable[config] = operands.timed(config)
-    timings = timer.time(
-        {describe(config): call for config, call in usable.items()}, seconds=_SECONDS
-    )
-    us = {config: timings[describe(config)].us for config in usable}
-    chosen = tuner.fastest(us, configs[0])
-    rows = [
-        {
-            **_columns(product),
-            "tile": describe(config),
-            "us": float(f"{us[config]:.4g}"),
-            "p20_us": float(f"{timings[describe(config)].p20_us:.4g}"),
-            "p80_us": float(f"{timings[describe(config)].p80_us:.4g}"),
-            "planned": int(config == configs[0]),
-            "chosen": int(config == chosen),
-        }
-        for config in usable
-    ]
-    return _Measured(chosen, rows, failed)
+            usable[describe(config)] = config
+        except FAULTS as error:
+            reasons[config] = describe_fault(error, device)
+            is_wrong = isinstance(error, BenchmarkError) or config == configs[0]
+            label = "planned tile " if config == configs[0] else ""
+            where = result.failed if is_wrong else result.unusable
+            where.append(f"{name}, {label}{describe(config)}: {reasons[config]}")
+    calls = {text: operands.timed(config) for text, config in usable.items()}
+    timings, untimed = time_calls(timer, calls, seconds=_SECONDS)
+    for text, reason in untimed.items():
+        reasons[usable[text]] = reason
+        result.failed.append(f"{name}, {text}: {reason}")
+    us = {config: timings[text].us for text, config in usable.items() if text in timings}
+    result.chosen = tuner.fastest(us, configs[0]) if us else None
+    if not us:
+        result.failed.append(f"{name}: no tile can be used")
+    for config in configs:
+        timing = timings.get(describe(config))
+        row = {**_columns(product), "tile": describe(config)}
+        if timing is not None:
+            row |= {
+                "us": float(f"{timing.us:.4g}"),
+                "p20_us": float(f"{timing.p20_us:.4g}"),
+                "p80_us": float(f"{timing.p80_us:.4g}"),
+            }
+        row["planned"] = int(config == configs[0])
+        row["chosen"] = int(config == result.chosen)
+        row["failed"] = reasons.get(config, "")
+        result.rows.append(row)
+    return result
 
 
 class _Operands:
@@ -229,6 +278,13 @@ class _Operands:
         self.w_q = problem.quantized(4)
         rows = weight_to_rows(self.w_q, layer_layout(product.layer))
         self.copies = [pack_int4(rows) if product.bits == 4 else rows]
+        # multipliers of 1 leave the exact sums as they are; that others are right is tested
+        groups = (problem.shape.N, rows.shape[1] // BLOCK_K)
+        self.w_mult = (
+            torch.ones(groups, dtype=torch.uint8, device=device)
+            if product.problem.is_grouped
+            else None
+        )
         self.sparse = problem.sparse(4)
         self.zeros = torch.zeros(problem.shape.N, device=device)
         self.ones = torch.ones(problem.shape.N, device=device)
@@ -245,8 +301,7 @@ class _Operands:
             x_q=x_q,
             qweight=self.copies[copy],
             w_scale=self.ones if x_q is self.sparse else self.small,
-            bias=self.zeros,
-            is_gated=self.product.is_gated,
+            options=layer_options(self.zeros, w_mult=self.w_mult, is_gated=self.product.is_gated),
         )
 
     def timed(self, config: TileConfig) -> GpuCall:
@@ -255,7 +310,7 @@ class _Operands:
         return GpuCall(lambda copy: self.call(x_q, copy).run(config), (x_q,))
 
     def check(self, config: TileConfig) -> None:
-        """Compare with exact integers, and with the first tile in every bit.
+        """Compare with exact integers, and with the first right tile in every bit.
 
         Raises:
             BenchmarkError: if one differs.
@@ -274,7 +329,7 @@ class _Operands:
         for got, expected in zip(outputs, self.outputs, strict=True):
             if not torch.equal(got, expected):
                 raise BenchmarkError(
-                    f"{label}: differs from the planned tile's result; nothing is written for it, "
+                    f"{label}: differs from the result of the first right tile; it is not used, "
                     "run pytest -m gpu"
                 )
 
@@ -285,6 +340,7 @@ def _columns(product: Product) -> dict[str, Any]:
         "kernel": problem.kernel,
         "shape": str(product.layer.shape),
         "gated": int(product.is_gated),
+        "grouped": int(problem.is_grouped),
         "M": problem.M,
         "N": problem.N,
         "K": problem.K,
@@ -293,24 +349,27 @@ def _columns(product: Product) -> dict[str, Any]:
 
 def _name(product: Product) -> str:
     gated = " geglu" if product.is_gated else ""
-    return f"{product.problem.kernel} {product.layer.shape}{gated}"
+    grouped = " groups" if product.problem.is_grouped else ""
+    return f"{product.problem.kernel} {product.layer.shape}{gated}{grouped}"
 
 
 def format_tune(result: dict[str, Any]) -> str:
     """The text that `ptq4adm tune` prints: what won, and what it gains over the plan."""
     run, rows = result["run"], result["rows"]
     lines = [f"{run['device']}, triton {run['triton']}: {len(rows)} measurements", ""]
-    planned = {_key(row): row for row in rows if row["planned"]}
+    planned = {_key(row): row["us"] for row in rows if row.get("planned") and "us" in row}
     for row in rows:
-        if row["chosen"]:
-            gain = planned[_key(row)]["us"] / row["us"]
+        if row.get("chosen"):
+            base = planned.get(_key(row))
+            gain = "    - " if base is None else f"{base / row['us']:>5.2f} "
             lines.append(
                 f"{row['kernel']:<12} {row['shape']:<38}{'geglu ' if row['gated'] else '':<6}"
-                f"{row['us']:>9.1f} us  {gain:>5.2f} x planned  {row['tile']}"
+                f"{row['us']:>9.1f} us  {gain}x planned  {row['tile']}"
             )
     lines += ["", f"{len(result['files'])} files written, {result['known']} products known before"]
     lines += [f"no time for: {name}" for name in result["left_out"]]
-    lines += [f"did not run: {reason}" for reason in result["failed"]]
+    lines += [f"did not run: {reason}" for reason in result["unusable"]]
+    lines += failed_lines(result["failed"])
     return "\n".join(lines)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ptq4adm.bench.gpu_shapes import TOY_MODEL
 from ptq4adm.bench.shapes import TIMESTEP, ModelSpec, model_spec, spec_inputs
+from ptq4adm.kernels import launch
 from ptq4adm.models import UNet2DAdapter
+from ptq4adm.nn.forwards import is_hoisted
 from ptq4adm.nn.hoist import prepared
 from ptq4adm.protocols import StepCallback
 
@@ -43,10 +47,18 @@ TOY_SPEC = ModelSpec(_toy_unet, (8, 4, 4), 3)
 class StepModels:
     """The UNets of one model, prepared until the stack ends; float16 variants share one."""
 
-    def __init__(self, model: str, device: torch.device, backend: str, stack: ExitStack) -> None:
+    def __init__(
+        self,
+        model: str,
+        device: torch.device,
+        backend: str,
+        stack: ExitStack,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self.model, self.device, self.backend, self._stack = model, device, backend, stack
         self._half: nn.Module | None = None
-        self.dtype = torch.float16 if device.type == "cuda" else torch.float32
+        usual = torch.float16 if device.type == "cuda" else torch.float32
+        self.dtype = dtype or usual
         self.spec = TOY_SPEC if model == TOY_MODEL else model_spec(model)
         latents, conditioning = spec_inputs(self.spec, device=str(device))
         self.latents = latents.to(self.dtype).contiguous(memory_format=torch.channels_last)
@@ -69,6 +81,45 @@ class StepModels:
             unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._half = self._prepare(unet)
         return self._half
+
+    def constant_half(self) -> tuple[nn.Module, int]:
+        """A copy of `half` whose constant work is tensors, without the hooks that look them up.
+
+        PyTorch's compiler breaks its graph at such hooks, and a break costs the float model what
+        this package's has: the kept results become modules that return them.
+
+        Returns:
+            The copy, and how many modules return what was kept.
+        """
+        unet = self.half()
+        kept: dict[str, Tensor] = {}
+
+        def recording(name: str, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            def run(*args: Any, **keywords: Any) -> Tensor:
+                kept[name] = forward(*args, **keywords)
+                return kept[name]
+
+            return run
+
+        hoisted = {name: module for name, module in unet.named_modules() if is_hoisted(module)}
+        forwards = {name: module.__dict__["forward"] for name, module in hoisted.items()}
+        for name, module in hoisted.items():
+            module.__dict__["forward"] = recording(name, forwards[name])
+        try:
+            with torch.no_grad():
+                self.call(unet)
+        finally:
+            for name, module in hoisted.items():
+                module.__dict__["forward"] = forwards[name]
+        plain = copy.deepcopy(unet)
+        for module in plain.modules():
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+            module.__dict__.pop("forward", None)
+        for name, tensor in kept.items():
+            parent, _, child = name.rpartition(".")
+            _replace_child(plain.get_submodule(parent), child, _Kept(tensor))
+        return plain, len(kept)
 
     def quantized(self, *, is_static: bool) -> nn.Module:
         """W4A8 with fused blocks; static scales from one run on the very inputs."""
@@ -112,6 +163,52 @@ class StepModels:
         # an element of the prepared tensor: it is known by its place, without waiting for the GPU
         result: Tensor = unet(latents, self.timesteps[0], **conditioning).sample
         return result
+
+
+class _Kept(nn.Module):
+    """Returns one tensor, whatever it is called with."""
+
+    kept: Tensor
+
+    def __init__(self, kept: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("kept", kept.clone())
+
+    def forward(self, *args: Any) -> Tensor:
+        """The tensor."""
+        del args
+        return self.kept
+
+
+def _replace_child(parent: nn.Module, name: str, child: nn.Module) -> None:
+    """Replace a child; those of a `ModuleList` have numbers for names."""
+    parent._modules[name] = child
+
+
+def _no_attention(query: Tensor, *others: Any, **keywords: Any) -> Tensor:
+    del others, keywords
+    return torch.empty_like(query)
+
+
+def compile_steps(model: str, is_static: bool, capability: int, multiprocessors: int) -> None:
+    """Compile every kernel of one W4A8 step for a GPU, from CPU tensors, in a child process.
+
+    Args:
+        model: a name of `shapes.MODELS`.
+        is_static: with static scales.
+        capability: of the GPU, 10 * major + minor.
+        multiprocessors: of the GPU.
+    """
+    torch.set_num_threads(1)
+    # attention in float16 takes a CPU longer than all compilation, and nobody reads its result
+    functional.scaled_dot_product_attention = _no_attention
+    with (
+        launch.compile_only(capability, multiprocessors),
+        ExitStack() as stack,
+        torch.no_grad(),
+    ):
+        unets = StepModels(model, torch.device("cpu"), "triton", stack, torch.float16)
+        unets.call(unets.quantized(is_static=is_static))
 
 
 class _OneStep(UNet2DAdapter):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ def add_command(commands: Any) -> None:
         description="Check, then time every layer shape of real models: these kernels, PyTorch, "
         "FBGEMM, oneDNN, ONNX Runtime and OpenVINO, as far as they are installed "
         "(pip install 'ptq4adm[bench]'). With --unet: whole steps of a model. With --device cuda: "
-        "products, norms and gates beside PyTorch in float16, on a GPU.",
+        "products, norms and gates beside PyTorch in float16, on a GPU; a wrong result becomes a "
+        "row with the reason, and the exit code 1.",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
@@ -63,7 +65,9 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--results", type=Path, metavar="DIR", help="folder of CSV rows to add to")
     _add_gpu_options(parser)
     add_output_options(parser)
-    parser.set_defaults(run=run, parser=parser, when_interrupted="no rows were written")
+    parser.set_defaults(
+        run=run, parser=parser, when_interrupted="rows of a GPU are kept, no others were written"
+    )
 
 
 def _add_gpu_options(parser: argparse.ArgumentParser) -> None:
@@ -138,17 +142,16 @@ def _run_unet(args: argparse.Namespace, threads: int) -> _Outcome:
 
 
 def _run_gpu(args: argparse.Namespace) -> int:
-    from ptq4adm.bench import gpu_environment, gpu_report
+    from ptq4adm.bench import gpu_environment, gpu_faults, gpu_report
 
     gpu_environment.check_results(args.results, is_rehearsal=args.rehearse)
-    result, tables, text = _run_gpu_unets(args) if args.unet else _run_gpu_kernels(args)
-    if args.results is not None:
-        gpu_report.save_gpu(args.results, result["run"], tables)
+    save = None if args.results is None else partial(gpu_report.save_gpu, args.results)
+    result, text = (_run_gpu_unets if args.unet else _run_gpu_kernels)(args, save)
     print_result(args, result, text)
-    return 0
+    return gpu_faults.exit_code(result)
 
 
-def _run_gpu_kernels(args: argparse.Namespace) -> _Outcome:
+def _run_gpu_kernels(args: argparse.Namespace, save: Any) -> tuple[dict[str, Any], str]:
     from ptq4adm.bench import gpu_kernels, gpu_report
 
     default = gpu_kernels.GpuJob
@@ -162,14 +165,13 @@ def _run_gpu_kernels(args: argparse.Namespace) -> _Outcome:
         deadline=args.deadline,
         configs=args.configs,
     )
-    result = gpu_kernels.run_gpu_kernels(job, progress=not args.quiet)
+    result = gpu_kernels.run_gpu_kernels(job, progress=not args.quiet, save=save)
     result["ratios"] = gpu_report.group_ratios(result["rows"])
-    tables = {gpu_report.KERNELS: result["rows"], gpu_report.PEAKS: result["peaks"]}
-    return result, tables, gpu_report.format_gpu(result)
+    return result, gpu_report.format_gpu(result)
 
 
-def _run_gpu_unets(args: argparse.Namespace) -> _Outcome:
-    from ptq4adm.bench import gpu_report, gpu_tiles, gpu_unet
+def _run_gpu_unets(args: argparse.Namespace, save: Any) -> tuple[dict[str, Any], str]:
+    from ptq4adm.bench import gpu_tiles, gpu_unet, gpu_unet_report
 
     default = gpu_unet.GpuUNetJob
     gpu_tiles.use_configs(args.configs)
@@ -180,5 +182,5 @@ def _run_gpu_unets(args: argparse.Namespace) -> _Outcome:
         is_rehearsal=args.rehearse,
         deadline=args.deadline,
     )
-    result = gpu_unet.run_gpu_unets(job, progress=not args.quiet)
-    return result, {gpu_report.UNET: result["rows"]}, gpu_unet.format_unets(result)
+    result = gpu_unet.run_gpu_unets(job, progress=not args.quiet, save=save)
+    return result, gpu_unet_report.format_unets(result)

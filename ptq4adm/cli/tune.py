@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ def add_command(commands: Any) -> None:
         help="measure tiles of the Triton kernels on this GPU",
         description="Compile, check and time tiles for the products of real models, and write the "
         "fastest where the kernels look them up. Products that are in the files are not measured "
-        "again: an interrupted run goes on.",
+        "again: an interrupted run goes on. A wrong result is not used; the exit code is 1 then.",
     )
     parser.add_argument(
         "--model",
@@ -29,6 +30,13 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument(
         "--bits", action="append", type=int, metavar="N", help="4 or 8; repeatable (default: 4)"
+    )
+    parser.add_argument(
+        "--group-size",
+        type=int,
+        choices=(64,),
+        metavar="64",
+        help="tune products whose weights have a multiplier for every 64 of a channel",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the files (default: the package's)"
@@ -54,7 +62,7 @@ def add_command(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from ptq4adm.bench import gpu_environment, gpu_report, gpu_tune
+    from ptq4adm.bench import gpu_environment, gpu_faults, gpu_report, gpu_tune
 
     gpu_environment.check_results(args.results, is_rehearsal=args.rehearse)
     default = gpu_tune.TuneJob
@@ -67,10 +75,10 @@ def run(args: argparse.Namespace) -> int:
         is_rehearsal=args.rehearse,
         deadline=args.deadline,
         is_fresh=args.fresh,
+        is_grouped=args.group_size is not None,
     )
-    note(args, "tune: kernels are compiled on all cores first")
-    result = gpu_tune.run_tune(job, progress=not args.quiet)
-    if args.results is not None:
-        gpu_report.save_gpu(args.results, result["run"], {gpu_report.TUNE: result["rows"]})
+    note(args, "tune: in batches, each compiled on all cores first")
+    save = None if args.results is None else partial(gpu_report.save_gpu, args.results)
+    result = gpu_tune.run_tune(job, progress=not args.quiet, save=save)
     print_result(args, result, gpu_tune.format_tune(result))
-    return 0
+    return gpu_faults.exit_code(result)

@@ -14,16 +14,18 @@ from ptq4adm import ops
 from ptq4adm.bench import gpu_kernels
 from ptq4adm.bench.gpu_activations import activation_variants
 from ptq4adm.bench.gpu_calls import layer_geometry
+from ptq4adm.bench.gpu_faults import describe_fault, exit_code
 from ptq4adm.bench.gpu_kernels import GpuJob, make_row, measure_layer, run_gpu_kernels
 from ptq4adm.bench.gpu_peers import asymmetric_groups
 from ptq4adm.bench.gpu_problem import ROWS, GpuProblem
 from ptq4adm.bench.gpu_products import product_variants
+from ptq4adm.bench.gpu_report import format_gpu
 from ptq4adm.bench.gpu_shapes import TOY_LAYERS, GpuLayer
 from ptq4adm.bench.gpu_tiles import describe, tuning_problem
 from ptq4adm.bench.gpu_timing import GpuCall, GpuTiming, HostTimer
 from ptq4adm.bench.gpu_variant import GpuVariant, check_equal, check_steps
 from ptq4adm.bench.shapes import LINEAR, LayerShape
-from ptq4adm.errors import BackendUnavailableError, BenchmarkError, ConfigError
+from ptq4adm.errors import BackendUnavailableError, BenchmarkError, ConfigError, OutputError
 from ptq4adm.ops import reference
 from ptq4adm.ops.arguments import Matmul, MatmulOptions
 
@@ -126,19 +128,112 @@ def test_a_deadline_leaves_shapes_out_and_says_so() -> None:
     assert len(result["left_out"]) == 2
 
 
-@interpreted
-def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def spoil_linear(monkeypatch: pytest.MonkeyPatch, bits: int, change: Any) -> None:
     exact = ops.linear
 
     def wrong(*args: Any, **keywords: Any) -> torch.Tensor:
         y = exact(*args, **keywords)
-        y[7, 3] += 1
-        return y
+        return change(y) if keywords["bits"] == bits else y
 
     monkeypatch.setattr(ops, "linear", wrong)
-    monkeypatch.setattr(HostTimer, "time", lambda *_, **__: pytest.fail("timed"))
-    with pytest.raises(BenchmarkError, match="1 of 864 exact results differ"):
-        measure_layer(GpuJob(), PRODUCTS[4], HostTimer(), PEAKS)
+
+
+def off_by_one(y: torch.Tensor) -> torch.Tensor:
+    y[7, 3] += 1
+    return y
+
+
+def refuse(_: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("out of\n resource")
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (off_by_one, "BenchmarkError: w4a8 on linear 18x64->48: 1 of 864 exact results differ"),
+        (refuse, "RuntimeError: out of resource"),
+    ],
+    ids=["wrong", "does not run"],
+)
+def test_a_failed_variant_is_a_row_without_time_beside_the_others(
+    monkeypatch: pytest.MonkeyPatch, change: Any, reason: str
+) -> None:
+    spoil_linear(monkeypatch, 4, change)
+    timed: list[str] = []
+    time = HostTimer.time
+
+    def spy(self: HostTimer, calls: dict[str, GpuCall], *, seconds: float) -> Any:
+        timed.extend(calls)
+        return time(self, calls, seconds=seconds)
+
+    monkeypatch.setattr(HostTimer, "time", spy)
+    rows = {
+        row["variant"]: row
+        for row in measure_layer(GpuJob(seconds=0.0), PRODUCTS[4], HostTimer(), PEAKS)
+    }
+    assert rows["w4a8"]["failed"].startswith(reason)
+    assert "us" not in rows["w4a8"]
+    assert rows["w4a8"]["ratio_fp16"] == ""
+    assert "w4a8" not in timed
+    for name in ("torch-fp16", "quantize", "w8a8"):
+        assert name in timed
+        assert rows[name]["us"] > 0
+        assert rows[name]["failed"] == ""
+
+
+def test_a_layer_whose_tensors_cannot_be_made_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gpu_kernels, "GpuProblem", no_memory)
+    (row,) = measure_layer(GpuJob(seconds=0.0), PRODUCTS[4], HostTimer(), PEAKS)
+    assert row["variant"] == gpu_kernels.SETUP
+    assert "out of memory" in row["failed"]
+
+
+def test_a_call_that_cannot_be_timed_keeps_no_other_from_it() -> None:
+    def breaks(_: int) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    calls = {"good": GpuCall(lambda _: None), "bad": GpuCall(breaks)}
+    timings, reasons = gpu_kernels.time_calls(HostTimer(), calls, seconds=0.0)
+    assert set(timings) == {"good"}
+    assert set(reasons) == {"bad"}
+    assert "not permitted" in reasons["bad"]
+
+
+@interpreted
+def test_rows_are_handed_out_as_they_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil_linear(monkeypatch, 4, off_by_one)
+    saved: list[tuple[str, int]] = []
+
+    def save(run: dict[str, str], tables: dict[str, list[dict[str, Any]]]) -> None:
+        assert run["device"] == "interpreter"
+        saved.extend((name, len(rows)) for name, rows in tables.items())
+
+    job = GpuJob(kinds=("linear", "layernorm"), bits=(4,), is_rehearsal=True, seconds=0.0)
+    result = run_gpu_kernels(job, progress=False, save=save)
+    assert [name for name, _ in saved] == ["gpu-peaks.csv", *["gpu-kernels.csv"] * 3]
+    assert sum(count for _, count in saved[1:]) == len(result["rows"])
+    assert len(result["failed"]) == 2  # without and with the gate
+    assert exit_code(result) == 1
+    assert "FAILED: linear 18x64->48 w4a8: BenchmarkError" in format_gpu(result)
+
+
+def test_a_lost_gpu_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(_: object) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    with pytest.raises(BackendUnavailableError, match="rows of what ran before are kept"):
+        describe_fault(RuntimeError("x"), torch.device("cuda", 0))
+    assert describe_fault(RuntimeError("x\n y"), CPU) == "RuntimeError: x y"
+
+
+def test_rows_that_cannot_be_written_are_no_fault_of_a_kernel() -> None:
+    with pytest.raises(OutputError):
+        describe_fault(OutputError("no space"), CPU)
 
 
 def test_without_a_gpu_it_says_what_to_do() -> None:
@@ -160,6 +255,8 @@ def test_rows_count_from_the_median() -> None:
     assert row["gb_s"] == pytest.approx(5.0)
     assert row["peak_percent"] == pytest.approx(50.0)  # of the bandwidth; 2 of the products
     assert row["ratio_fp16"] == pytest.approx(1.5)
+    nothing = make_row(layer, variant, timings, 0.125, {})
+    assert nothing["peak_percent"] == ""  # no ceiling could be measured
     alone = make_row(layer, dataclasses.replace(variant, base=""), timings, 0.0, PEAKS)
     assert alone["ratio_fp16"] == ""
 

@@ -43,6 +43,7 @@ def row(shape: str, variant: str, ratio: float | str, M: int = 8192) -> dict[str
         "peak_percent": 50.0,
         "error": 0.1,
         "tile": "128x128x64 w8 s4 gather",
+        "failed": "",
     }
 
 
@@ -83,13 +84,28 @@ def test_geometric_mean() -> None:
 
 
 def test_text_has_groups_shapes_ceilings_and_what_is_missing() -> None:
-    peaks = [{"peak": "copy", "value": 2900.0, "unit": "GB/s"}]
+    peaks = [
+        {"peak": "copy", "value": 2900.0, "unit": "GB/s", "failed": ""},
+        {"peak": "int8", "value": "", "unit": "TOPS", "failed": "RuntimeError: x"},
+    ]
+    wrong = {"kind": "linear", "shape": "d", "M": 1, "variant": "w4a8", "ratio_fp16": ""}
+    rows = [*ROWS, {**wrong, "failed": "BenchmarkError: y"}]
     missing, left_out = {"gemlite-a16w4": "not installed"}, ["linear z"]
     text = format_gpu(
-        {"run": RUN, "rows": ROWS, "peaks": peaks, "missing": missing, "left_out": left_out}
+        {
+            "run": RUN,
+            "rows": rows,
+            "peaks": peaks,
+            "missing": missing,
+            "left_out": left_out,
+            "failed": ["d w4a8: BenchmarkError: y"],
+            "uncompiled": ["linear d, a tile: RuntimeError: z"],
+        }
     )
     assert "a GPU, driver 1.2, CUDA 13.0, torch 2.11, triton 3.6, commit abc" in text
-    assert "copy 2900 GB/s" in text
+    assert "copy 2900 GB/s, int8 FAILED TOPS" in text
+    assert "FAILED: d w4a8: BenchmarkError: y" in text
+    assert "did not compile: linear d, a tile" in text
     assert "1.00 (0.50)" in text
     assert "3.00 (3.00)" in text
     assert "not measured: gemlite-a16w4: not installed" in text
@@ -125,9 +141,10 @@ def test_a_rehearsal_does_not_mix_with_measurements(tmp_path: Path) -> None:
 
 def test_peaks_have_units() -> None:
     rows = [
-        {"peak": "copy", "value": 3.0, "unit": "GB/s"},
-        {"peak": "int8", "value": 2.0, "unit": "TOPS"},
-        {"peak": "graph-node", "value": 1.5, "unit": "us"},
+        {"peak": "copy", "value": 3.0, "unit": "GB/s", "failed": ""},
+        {"peak": "int8", "value": 2.0, "unit": "TOPS", "failed": ""},
+        {"peak": "graph-node", "value": 1.5, "unit": "us", "failed": ""},
+        {"peak": "fp16", "value": "", "unit": "TOPS", "failed": "RuntimeError: no memory"},
     ]
     assert peak_values(rows) == {
         "copy": pytest.approx(3e9),
