@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-OK, FAILED, TIMEOUT, SKIPPED = "ok", "FAILED", "TIMEOUT", "skipped"
+OK, NOTED, FAILED, TIMEOUT, SKIPPED = "ok", "NOTED", "FAILED", "TIMEOUT", "skipped"
 DEADLINE = "{deadline}"  # in a command: the seconds after which it should end by itself
 # a command that looks at its clock now and then needs time to finish what it is at
-_MARGIN = 0.8
+_MARGIN = 0.9
 _LEAST_SECONDS = 5.0
 _FAILURE_LINES = 15
 
@@ -32,6 +32,7 @@ class Step:
         share: of its stage's time.
         environment: added to the process's.
         excerpt: takes what of its output the summary shows.
+        noted: exit codes that are reported and do not fail the run, with what they mean.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Step:
     share: float = 1.0
     environment: Mapping[str, str] = field(default_factory=dict)
     excerpt: Callable[[list[str]], list[str]] = lambda lines: lines[-1:]
+    noted: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Outcome:
     Attributes:
         stage: its stage.
         name: its name.
-        status: one of `OK`, `FAILED`, `TIMEOUT`, `SKIPPED`.
+        status: one of `OK`, `NOTED`, `FAILED`, `TIMEOUT`, `SKIPPED`.
         seconds: that it took.
         note: reason, or nothing.
         lines: of its output, for the summary.
@@ -84,7 +86,12 @@ class Stage:
 
 
 def run_stages(
-    stages: Sequence[Stage], *, budget: float, folder: Path, root: Path
+    stages: Sequence[Stage],
+    *,
+    budget: float,
+    folder: Path,
+    root: Path,
+    told: Callable[[list[Outcome]], None] = lambda _: None,
 ) -> list[Outcome]:
     """Run every step of every stage, each within its limit.
 
@@ -96,8 +103,9 @@ def run_stages(
         budget: seconds of all together.
         folder: where logs go.
         root: working folder of the commands.
+        told: called with all outcomes so far after each step: the run itself may be cut.
     """
-    outcomes = []
+    outcomes: list[Outcome] = []
     started = time.monotonic()
     for i, stage in enumerate(stages):
         left = budget - (time.monotonic() - started)
@@ -110,6 +118,7 @@ def run_stages(
             outcome = run_step(stage.name, step, limit=limit, log=log, root=root)
             outcomes.append(outcome)
             print(format_outcome(outcome), flush=True)
+            told(outcomes)
     return outcomes
 
 
@@ -150,7 +159,8 @@ def run_step(stage: str, step: Step, *, limit: float, log: Path, root: Path) -> 
         return Outcome(stage, step.name, TIMEOUT, seconds, note, tuple(lines[-_FAILURE_LINES:]))
     if code != 0:
         tail = tuple(lines[-_FAILURE_LINES:])
-        return Outcome(stage, step.name, FAILED, seconds, f"exit code {code}", tail)
+        status, note = (NOTED, step.noted[code]) if code in step.noted else (FAILED, "")
+        return Outcome(stage, step.name, status, seconds, note or f"exit code {code}", tail)
     return Outcome(stage, step.name, OK, seconds, "", tuple(step.excerpt(lines)))
 
 
@@ -180,5 +190,7 @@ def format_summary(outcomes: Sequence[Outcome], about: Sequence[str]) -> str:
             lines += ["", f"--- {outcome.stage} {outcome.name}: {outcome.status}", *outcome.lines]
     failed = sum(outcome.is_failure for outcome in outcomes)
     skipped = sum(outcome.status == SKIPPED for outcome in outcomes)
-    lines += ["", f"{len(outcomes)} steps, {failed} failed, {skipped} skipped"]
+    noted = sum(outcome.status == NOTED for outcome in outcomes)
+    also = f", {noted} with something to read" if noted else ""
+    lines += ["", f"{len(outcomes)} steps, {failed} failed, {skipped} skipped{also}"]
     return "\n".join(lines)

@@ -1,127 +1,67 @@
 """Everything that needs a GPU, in one command, on a machine that has only PyTorch and a compiler.
 
-    python benchmarks/run_gpu.py --output DIR                      # = make gpu OUTPUT=DIR
-    python benchmarks/run_gpu.py --output DIR --stages tune,bench  # measured tiles, used at once
-    python benchmarks/run_gpu.py --output DIR --rehearse           # no GPU: Triton's interpreter
+    python benchmarks/run_gpu.py --output DIR --stages tests,sanitize       # the first call
+    python benchmarks/run_gpu.py --output DIR --stages bench,unet           # the second
+    python benchmarks/run_gpu.py --output DIR --stages tune,bench,compiled  # measured tiles, used
+    python benchmarks/run_gpu.py --output DIR --rehearse                    # no GPU: interpreter
 
-Builds and installs this checkout if Python does not have it, then runs tests, the sanitizer, the
-kernel benchmark, whole UNet steps and the tuner, each within its part of --budget. A failing stage
-does not stop the next; the exit code is 1 if one failed. A missing optional package is said and
-skipped. DIR gets few files: summary.txt, rows (gpu-*.csv), configs.tar.gz (measured tiles, to be
-unpacked into kernels/configs) and logs.tar.gz.
+Builds and installs this checkout if Python does not have it, then runs stages, each within its part
+of --budget: a call is meant for a machine that cuts commands at ten minutes, and all stages take
+three calls. A failing stage does not stop the next; the exit code is 1 if one failed. A stage that
+lacks a package says which and is skipped. DIR gets few files: summary.txt and rows (gpu-*.csv), to
+which calls add, configs.tar.gz (measured tiles, to be unpacked into kernels/configs) and a
+logs-*.tar.gz a call. Rows are written as they are measured: a call that is cut keeps what it did.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import importlib.util
 import json
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from gpu_install import KEPT, ROOT, install, install_wheels, missing_for, remedy
 from gpu_stages import DEADLINE, Outcome, Stage, Step, format_summary, run_stages
 
-ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("tests", "sanitize", "bench", "unet", "tune")
-BUDGET = 520.0  # seconds: below nine minutes with the installation
-INSTALL_SECONDS = 150.0
-OLDEST_SETUPTOOLS = 77  # knows pyproject.toml's form of the licence
-_WEIGHTS = {"tests": 2.0, "sanitize": 1.2, "bench": 3.0, "unet": 2.4, "tune": 3.0}
+STAGES = ("tests", "sanitize", "bench", "unet", "compiled", "tune")
+BUDGET = 520.0  # seconds of one call: below nine minutes with the installation
+_WEIGHTS = {"tests": 3.0, "sanitize": 2.6, "bench": 3.0, "unet": 2.6, "compiled": 2.0, "tune": 3.0}
 _REPORTED = ("numpy", "triton", "diffusers", "transformers", "safetensors", "gemlite", "pytest")
+_REPORTED += ("tqdm", "setuptools", "pybind11", "ninja")
 _COMMAND = "import sys; from ptq4adm.cli import main; sys.exit(main(sys.argv[1:]))"
+_REHEARSED = ("conv-tma", "gemm-split", "groupnorm-silu", "quantize")
+_FOUND = 9  # exit code of compute-sanitizer if it found something
+_HAZARDS = (
+    "racecheck reports hazards: read its log. Triton's own barriers may be among them, so this is "
+    "no failure by itself, and no proof that there is none"
+)
 
 
-# --- installation -------------------------------------------------------------------------------
-
-
-def is_installed(python: str) -> bool:
-    """Whether a Python imports this very checkout, with its compiled module."""
-    code = "import ptq4adm, ptq4adm._cpu, ptq4adm.kernels; print(ptq4adm.__file__)"
-    done = subprocess.run(
-        [python, "-P", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    found = done.stdout.strip()
-    return done.returncode == 0 and Path(found).resolve().is_relative_to(ROOT)
-
-
-def install(folder: Path) -> tuple[str, str]:
-    """Build and install this checkout, editable, into the first place that takes it.
-
-    Args:
-        folder: for a virtual environment, should one be needed, and the log.
-
-    Returns:
-        The Python that has it, and how; an empty Python and the reason if none has.
-    """
-    if is_installed(sys.executable):
-        return sys.executable, "was installed"
-    log = folder / "install.log"
-    ways = {
-        "environment of this Python": [sys.executable],
-        "user's packages": [sys.executable, "--user"],
-        "virtual environment": [str(_environment(folder))],
-    }
-    for name, (python, *options) in ways.items():
-        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        command += [*options, "--no-build-isolation", "--no-deps", "-e", str(ROOT)]
-        with log.open("a") as output:
-            output.write(f"--- {' '.join(command)}\n")
-            output.flush()
-            try:
-                subprocess.run(
-                    command,
-                    cwd=ROOT,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    check=False,
-                    timeout=INSTALL_SECONDS,
-                )
-            except subprocess.TimeoutExpired:
-                output.write("took too long\n")
-        if is_installed(python):
-            return python, f"installed into the {name}"
-    errors = [line for line in log.read_text().splitlines() if "rror" in line]
-    return "", f"cannot be installed{_setuptools_hint()}; see install.log: {errors[-1:]}"
-
-
-def _setuptools_hint() -> str:
-    """What to do if the likely reason is setuptools."""
-    try:
-        version = importlib.metadata.version("setuptools")
-    except importlib.metadata.PackageNotFoundError:
-        version = "0"
-    if int(version.split(".")[0]) >= OLDEST_SETUPTOOLS:
-        return ""
-    found = "is not installed" if version == "0" else f"{version} is too old"
-    return f": setuptools {found}, needs {OLDEST_SETUPTOOLS} or newer"
-
-
-def _environment(folder: Path) -> Path:
-    """Python of a new virtual environment that sees the packages of this one."""
-    target = folder / "venv"
-    command = [sys.executable, "-m", "venv", "--system-site-packages", str(target)]
-    subprocess.run(command, check=False, capture_output=True)
-    # the system's packages are not those of a virtual environment that this one was made from
-    lines = [path for path in sys.path if path.endswith("-packages")]
-    for packages in target.glob("lib/python*/site-packages"):
-        (packages / "parent.pth").write_text("\n".join(lines) + "\n")
-    return target / "bin" / "python"
+# where tests with the mark gpu are, none of which needs diffusers: the others are not collected
+GPU_TESTS = ["tests/kernels", "tests/ops", "tests/bench/test_gpu_timing.py"]
 
 
 # --- what is run --------------------------------------------------------------------------------
 
 
 def make_stages(
-    names: Sequence[str], python: str, output: Path, work: Path, *, is_rehearsal: bool
+    names: Sequence[str],
+    python: str,
+    output: Path,
+    configs: Path,
+    *,
+    is_rehearsal: bool = False,
+    is_tuned: bool = False,
 ) -> list[Stage]:
     """The commands of the named stages.
 
@@ -129,125 +69,99 @@ def make_stages(
         names: of `STAGES`, in the order in which they are to run.
         python: that has the package.
         output: folder of the rows.
-        work: folder of everything else.
+        configs: folder of measured tiles.
         is_rehearsal: toy shapes, in Triton's interpreter.
+        is_tuned: take tiles that an earlier call measured.
     """
     rehearse = ["--rehearse"] if is_rehearsal else []
     environment = {"TRITON_INTERPRET": "1"} if is_rehearsal else {}
     command = [python, "-P", "-c", _COMMAND]
     bench = [*command, "bench", "--device", "cuda", "--quiet", "--results", str(output), *rehearse]
-    configs = work / "configs"
 
     def tuned(stage: str) -> list[str]:
         """Use measured tiles in a stage that comes after them."""
         before = names[: names.index(stage)] if stage in names else ()
-        return [*bench, "--configs", str(configs)] if "tune" in before else bench
+        is_used = is_tuned or "tune" in before
+        return [*bench, "--configs", str(configs)] if is_used else bench
 
+    tune = [*command, "tune", "--quiet", "--output", str(configs), "--results", str(output)]
+    tune += ["--deadline", DEADLINE, *rehearse]
     steps = {
-        "tests": _test_steps(python, is_rehearsal),
+        "tests": _test_steps(python, output, is_rehearsal),
         "sanitize": _sanitize_steps(python, rehearse),
         "bench": [
             Step("kernels", [*tuned("bench"), "--deadline", DEADLINE], excerpt=before_shapes)
         ],
         "unet": _unet_steps(tuned("unet"), is_rehearsal),
-        "tune": [
-            Step(
-                "tiles",
-                [
-                    *[*command, "tune", "--quiet", "--output", str(configs)],
-                    *["--results", str(output), "--deadline", DEADLINE, *rehearse],
-                ],
-                excerpt=lambda lines: lines[-6:],
-            )
-        ],
+        "compiled": _compiled_steps(tuned("compiled")),
+        "tune": [Step("tiles", tune, excerpt=lambda lines: lines[-6:])],
     }
-    return [
-        Stage(
-            name,
-            [_with_environment(step, environment) for step in steps[name]],
-            _WEIGHTS[name],
-        )
-        for name in names
-    ]
+    stages = []
+    for name in names:
+        missing = [] if is_rehearsal else missing_for(name)
+        found = [Step("packages", skip=remedy(missing))] if missing else steps[name]
+        found = [replace(s, environment={**s.environment, **environment}) for s in found]
+        stages.append(Stage(name, found, _WEIGHTS[name]))
+    return stages
 
 
-def _with_environment(step: Step, environment: dict[str, str]) -> Step:
-    return Step(
-        step.name,
-        step.command,
-        step.skip,
-        step.share,
-        {**step.environment, **environment},
-        step.excerpt,
-    )
-
-
-def _test_steps(python: str, is_rehearsal: bool) -> list[Step]:
-    if not _has("pytest"):
-        return [Step("pytest", skip="pytest not installed: pip install pytest")]
-    pytest = [python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+def _test_steps(python: str, output: Path, is_rehearsal: bool) -> list[Step]:
     if is_rehearsal:
+        pytest = [python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         return [Step("collect", [*pytest, "--collect-only", "tests/kernels"])]
-    # modules that import diffusers cannot even be collected without it
-    places = ["tests"] if _has("diffusers") else ["tests/kernels", "tests/ops"]
+    script = [python, "-P", str(ROOT / "benchmarks" / "gpu_tests.py"), "--results", str(output)]
+    script += ["--deadline", DEADLINE, "--"]
+    # what is compiled for GPUs not at hand needs none
+    others = ["-m", "not gpu", "tests/kernels", "--ignore", "tests/kernels/test_compile.py"]
     return [
-        Step("gpu", [*pytest, "-m", "gpu", *places]),
         Step(
-            "kernels",
-            # what is compiled for GPUs not at hand needs none
-            [
-                *pytest,
-                "-m",
-                "not gpu",
-                "tests/kernels",
-                "--ignore",
-                "tests/kernels/test_compile.py",
-            ],
+            "gpu", [*script, "-m", "gpu", *GPU_TESTS], share=4.0, excerpt=lambda lines: lines[-5:]
         ),
+        Step("kernels", [*script, *others], excerpt=lambda lines: lines[-5:]),
     ]
 
 
 def _sanitize_steps(python: str, rehearse: list[str]) -> list[Step]:
     script = [python, "-P", str(ROOT / "benchmarks" / "sanitize_gpu.py"), *rehearse]
-    steps = [Step("plain", script)]  # compiles, so that the tools below meet a warm cache
     if rehearse:
-        return steps
+        few = [part for name in _REHEARSED for part in ("--case", name)]
+        return [Step("plain", [*script, *few])]
+    # compiles, so that the tools below meet a warm cache; a failure here needs no tool to be seen
+    steps = [Step("plain", [*script, "--jobs", "8"], excerpt=lambda lines: lines[-3:])]
     tool = shutil.which("compute-sanitizer")
     for name in ("memcheck", "racecheck", "synccheck"):
         if tool is None:
             reason = "compute-sanitizer not found: it comes with CUDA's toolkit; put it on PATH"
             steps.append(Step(name, skip=reason))
             continue
-        watched = [tool, "--tool", name, "--error-exitcode", "9"]
+        watched = [tool, "--tool", name, "--error-exitcode", str(_FOUND)]
         # every tensor an allocation of its own, or a neighbour's memory hides an overrun
         alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        steps.append(Step(name, [*watched, *script], environment=alone))
+        noted = {_FOUND: _HAZARDS} if name == "racecheck" else {}
+        command = [*watched, *script, "--deadline", DEADLINE]
+        steps.append(
+            Step(name, command, environment=alone, noted=noted, excerpt=lambda lines: lines[-3:])
+        )
     return steps
 
 
 def _unet_steps(bench: list[str], is_rehearsal: bool) -> list[Step]:
-    if not _has("diffusers"):
-        return [Step("steps", skip="diffusers not installed: pip install diffusers")]
-    whole = [*bench, "--unet", "all", "--deadline", DEADLINE, "--rounds"]
-    if is_rehearsal:
-        return [Step("steps", [*whole, "1"], excerpt=lambda lines: lines)]
-    compiled = [*bench, "--unet", "audioldm-s", "--rounds", "20", "--deadline", DEADLINE]
+    rounds = "1" if is_rehearsal else "20"
+    whole = [*bench, "--unet", "all", "--deadline", DEADLINE, "--rounds", rounds]
+    return [Step("steps", whole, excerpt=lambda lines: lines)]
+
+
+def _compiled_steps(bench: list[str]) -> list[Step]:
+    compiled = [*bench, "--unet", "audioldm-s,tango", "--rounds", "20", "--deadline", DEADLINE]
     for variant in ("fp16-graph", "fp16-compiled-graph", "w4a8-static-graph"):
         compiled += ["--variant", variant]
-    return [
-        Step("steps", [*whole, "20"], share=1.5, excerpt=lambda lines: lines),
-        Step("compiled", compiled, excerpt=lambda lines: lines),
-    ]
+    return [Step("compiled", compiled, excerpt=lambda lines: lines)]
 
 
 def before_shapes(lines: list[str]) -> list[str]:
     """The part of the kernel benchmark's text that fits into a summary."""
     ends = [i for i, line in enumerate(lines) if line.startswith("every shape")]
     return lines[: ends[0]] if ends else lines[-10:]
-
-
-def _has(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 # --- what is handed back ------------------------------------------------------------------------
@@ -280,6 +194,38 @@ def describe_machine(python: str) -> dict[str, str]:
     return found
 
 
+class Report:
+    """What a call hands back, written again after each step: the call may be cut.
+
+    Args:
+        output: the folder.
+        names: of the call's stages.
+        work: folder of its logs.
+        configs: folder of measured tiles.
+    """
+
+    def __init__(self, output: Path, names: Sequence[str], work: Path, configs: Path) -> None:
+        self.output, self.work, self.configs = output, work, configs
+        self.about: list[str] = []
+        self._logs = f"logs-{'-'.join(names)}.tar.gz"
+        summary = output / "summary.txt"
+        self._before = summary.read_text() + "\n" if summary.exists() else ""
+        self._title = f"=== {' '.join(names)}"
+
+        self.text = ""
+
+    def write(self, outcomes: list[Outcome]) -> None:
+        """Write summary.txt, which keeps what earlier calls said, and the archives."""
+        self.text = "\n".join([self._title, format_summary(outcomes, self.about)])
+        (self.output / "summary.txt").write_text(self._before + self.text + "\n")
+        self.pack()
+
+    def pack(self) -> None:
+        """Write the archives."""
+        _pack(self.output / self._logs, self.work, "*.log")
+        _pack(self.output / "configs.tar.gz", self.configs, "*.json")
+
+
 def _pack(target: Path, folder: Path, pattern: str) -> None:
     """Put files of a folder into one archive; none if there are none."""
     files = sorted(folder.glob(pattern))
@@ -289,44 +235,79 @@ def _pack(target: Path, folder: Path, pattern: str) -> None:
                 archive.add(file, file.name)
 
 
-def main() -> int:
-    """Run the stages; returns the exit code."""
+def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     parser.add_argument("--stages", default=",".join(STAGES), help="in this order, with commas")
-    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds of all stages")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds of this call")
+    parser.add_argument("--wheels", type=Path, help="install what is missing from this folder")
+    parser.add_argument("--configs", type=Path, default=KEPT / "configs", help="measured tiles")
+    parser.add_argument("--tuned", action="store_true", help="take tiles of an earlier call")
     parser.add_argument("--rehearse", action="store_true", help="toy shapes, no GPU")
     arguments = parser.parse_args()
-    names = arguments.stages.split(",")
-    unknown = [name for name in names if name not in STAGES]
+    arguments.names = arguments.stages.split(",")
+    unknown = [name for name in arguments.names if name not in STAGES]
     if unknown:
         parser.error(f"stage {unknown[0]!r} is unknown: expected some of {', '.join(STAGES)}")
+    arguments.output = arguments.output.resolve()
     results = ROOT / "benchmarks" / "results"
-    output = arguments.output.resolve()
-    if arguments.rehearse and output.is_relative_to(results):
+    if arguments.rehearse and arguments.output.is_relative_to(results):
         parser.error("rows of a rehearsal are no measurements: choose another --output")
-    output.mkdir(parents=True, exist_ok=True)
+    if arguments.wheels is not None and not arguments.wheels.is_dir():
+        parser.error(f"--wheels {arguments.wheels}: there is no such folder")
+    return arguments
+
+
+def _stop(number: int, frame: object) -> None:
+    """Turn SIGTERM into an exit, so that children end and logs are packed."""
+    del frame
+    raise SystemExit(128 + number)
+
+
+def main() -> int:
+    """Run the stages; returns the exit code."""
+    arguments = _parse()
+    signal.signal(signal.SIGTERM, _stop)
+    arguments.output.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
+    outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="ptq4adm-gpu-") as folder:
-        work = Path(folder)
-        python, how = install(work)
-        about = [f"ptq4adm: {how}"]
-        print(about[0], flush=True)
-        outcomes: list[Outcome] = []
+        work, configs = Path(folder), arguments.configs.resolve()
+        report = Report(arguments.output, arguments.names, work, configs)
+        about = report.about
+        if arguments.wheels is not None:
+            done = install_wheels(arguments.wheels.resolve(), work / "install.log")
+            about.append(f"wheels: {done}")
+        python, how = install(work / "install.log")
+        about.append(f"ptq4adm: {how}")
         if python:
             about += [f"{key}: {value}" for key, value in describe_machine(python).items()]
-            print("\n".join(about[1:]), flush=True)
-            stages = make_stages(names, python, output, work, is_rehearsal=arguments.rehearse)
-            budget = arguments.budget - (time.monotonic() - started)
-            outcomes = run_stages(stages, budget=budget, folder=work, root=ROOT)
-        summary = format_summary(outcomes, about)
-        (output / "summary.txt").write_text(summary + "\n")
-        _pack(output / "logs.tar.gz", work, "*.log")
-        _pack(output / "configs.tar.gz", work / "configs", "*.json")
-    print("\n" + summary)
-    print(f"\n{time.monotonic() - started:.0f} s; results in {output}")
+        print("\n".join(about), flush=True)
+        report.write(outcomes)
+        try:
+            if python:
+                stages = make_stages(
+                    arguments.names,
+                    python,
+                    arguments.output,
+                    configs,
+                    is_rehearsal=arguments.rehearse,
+                    is_tuned=arguments.tuned,
+                )
+                outcomes = run_stages(
+                    stages,
+                    budget=arguments.budget - (time.monotonic() - started),
+                    folder=work,
+                    root=ROOT,
+                    told=report.write,
+                )
+                report.write(outcomes)
+        finally:
+            report.pack()
+        print("\n" + report.text)
+    print(f"\n{time.monotonic() - started:.0f} s; results in {arguments.output}")
     return int(not outcomes or any(outcome.is_failure for outcome in outcomes))
 
 

@@ -1,0 +1,109 @@
+"""The driver for compute-sanitizer, in Triton's interpreter: every way is taken and checked."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from ptq4adm.kernels import launch
+
+from ptq4adm.bench.gpu_calls import ProductCall
+from ptq4adm.ops.arguments import MatmulOptions
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+interpreted = pytest.mark.skipif(
+    not launch.IS_INTERPRETED, reason="rehearsals run in Triton's interpreter"
+)
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+sanitize = load_script("sanitize_gpu")
+
+
+def ways(name: str) -> set[tuple[bool, str]]:
+    case = sanitize.CASES[name]
+    problem = ProductCall(sanitize.make_call(case), case.geometry).problem()
+    return {(tile.split_k > 1, tile.form) for tile in sanitize.tiles(problem)}
+
+
+def test_boxes_splits_and_every_option_are_among_the_cases() -> None:
+    assert {(False, "tma"), (False, "gather")} <= ways("conv-tma")
+    for name in ("conv-split", "gemm-split", "conv-segments", "gemm-groups"):
+        assert {(True, "gather"), (False, "gather")} <= ways(name)
+    used: set[str] = set()
+    default = MatmulOptions()
+    for case in sanitize.CASES.values():
+        options = sanitize.make_call(case).options
+        used |= {
+            f for f in MatmulOptions.__slots__ if getattr(options, f) is not getattr(default, f)
+        }
+    assert used == set(MatmulOptions.__slots__)
+    assert {case.bits for case in sanitize.CASES.values()} == {4, 8}
+
+
+def test_a_large_tile_is_among_them() -> None:
+    case = sanitize.CASES["gemm"]
+    problem = ProductCall(sanitize.make_call(case), None).problem()
+    assert max(tile.block_m * tile.block_n for tile in sanitize.tiles(problem)) >= 128 * 128
+
+
+@interpreted
+@pytest.mark.parametrize("name", ["conv-tma-groups-full", "gemm-geglu-int8"])
+def test_a_case_takes_its_ways(name: str) -> None:
+    assert sanitize.run_product(name, sanitize.CASES[name], CPU) == ways(name)
+
+
+@interpreted
+def test_a_wrong_case_is_said_and_does_not_stop_the_next(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exact = sanitize.triton_matmul.accumulate_linear
+
+    def wrong(call: Any, config: Any) -> list[torch.Tensor]:
+        sums = exact(call, config)
+        if call.bits == 8:
+            sums[0][20, 49] += 1
+        return sums
+
+    monkeypatch.setattr(sanitize.triton_matmul, "accumulate_linear", wrong)
+    assert sanitize.run_cases(["gemm-w8", "layernorm", "quantize"], CPU, deadline=None) == 1
+    text = capsys.readouterr().out
+    assert "FAILED: gemm-w8: BenchmarkError" in text
+    assert "1 of 1050 exact results differ" in text
+    assert "layernorm: right\nquantize: right" in text
+    assert "3 of 3 cases ran, 1 failed" in text
+
+
+def test_a_deadline_leaves_cases_out_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sanitize.run_cases(["gemm", "geglu"], CPU, deadline=-1.0) == 0
+    text = capsys.readouterr().out
+    assert "no time for: gemm, geglu" in text
+    assert "0 of 2 cases ran" in text
+
+
+@interpreted
+def test_processes_share_the_cases_and_a_wrong_one_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert sanitize.run_jobs(["quantize", "geglu"], 8, ["--rehearse"]) == 0
+    text = capsys.readouterr().out
+    assert "quantize: right" in text
+    assert "geglu: right" in text
+    assert "2 cases in 2 processes, 0 of which failed" in text
+    assert sanitize.run_jobs(["no such case"], 2, []) == 1
+    assert "1 of which failed" in capsys.readouterr().out
