@@ -76,9 +76,11 @@ bench-full: $(BENCH_STAMP) ## every shape and whole steps, into benchmarks/resul
 
 # for a machine with a GPU and its own PyTorch: no virtual environment unless one is needed
 OUTPUT ?= build/gpu
-STAGES ?= tests,sanitize,bench,unet,tune
-gpu:             ## all that needs a GPU, in nine minutes: make gpu OUTPUT=DIR [STAGES=tune,bench]
-	$(PYTHON) benchmarks/run_gpu.py --output "$(OUTPUT)" --stages $(STAGES)
+STAGES ?= tests,sanitize
+WHEELS ?=
+gpu:             ## what needs a GPU, in three calls: STAGES=tests,sanitize bench,unet tune,bench,compiled
+	$(PYTHON) benchmarks/run_gpu.py --output "$(OUTPUT)" --stages $(STAGES) \
+		$(if $(WHEELS),--wheels "$(WHEELS)")
 
 clean:           ## what builds and runs left behind, not the environment
 	rm -rf build dist *.egg-info ptq4adm/*.so
