@@ -60,12 +60,9 @@ class Product:
 
     def problem(self) -> Problem:
         """What the tile is chosen by, for the GPU that is compiled for."""
-        problem = (
-            triton_matmul.linear_problem(self.call)
-            if self.geometry is None
-            else triton_matmul.conv2d_problem(self.call, self.geometry)
-        )
-        return replace(problem, is_grouped=self.call.options.w_mult is not None)
+        if self.geometry is None:
+            return triton_matmul.linear_problem(self.call)
+        return triton_matmul.conv2d_problem(self.call, self.geometry)
 
     def plan(self) -> TileConfig:
         """The tile planned for that GPU."""

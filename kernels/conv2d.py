@@ -14,7 +14,13 @@ from dataclasses import dataclass
 
 import triton
 import triton.language as tl
-from ptq4adm.kernels.epilogue import Epilogue, finish_tile, tile_channels
+from ptq4adm.kernels.epilogue import (
+    SCALE_POINTERS,
+    SCALE_SIZES,
+    Epilogue,
+    finish_tile,
+    tile_channels,
+)
 from ptq4adm.kernels.gemm import load_weight_tile
 from ptq4adm.kernels.launch import launch
 from ptq4adm.kernels.split_k import first_splits, store_partial, sum_partials, workspace
@@ -123,7 +129,11 @@ def accumulate_pixels(
     return acc
 
 
-@triton.jit
+@triton.jit(
+    # other values, or addresses, of these do not make another kernel
+    do_not_specialize=["M", *SCALE_SIZES],
+    do_not_specialize_on_alignment=SCALE_POINTERS,
+)
 def _conv2d_kernel(
     # tensors
     x_ptr,  # int8  [B, H, W, C]

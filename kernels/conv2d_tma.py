@@ -14,7 +14,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from ptq4adm.kernels.conv2d import Window
-from ptq4adm.kernels.epilogue import Epilogue, finish_tile, tile_channels
+from ptq4adm.kernels.epilogue import (
+    SCALE_POINTERS,
+    SCALE_SIZES,
+    Epilogue,
+    finish_tile,
+    tile_channels,
+)
 from ptq4adm.kernels.gemm import load_weight_tile
 from ptq4adm.kernels.launch import launch
 from ptq4adm.kernels.split_k import store_partial, sum_partials, workspace
@@ -23,7 +29,11 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 
-@triton.jit
+@triton.jit(
+    # other values, or addresses, of these do not make another kernel
+    do_not_specialize=["batch", *SCALE_SIZES],
+    do_not_specialize_on_alignment=SCALE_POINTERS,
+)
 def _conv2d_tma_kernel(
     # tensors
     x_desc,  # int8  [B, H, W, C], boxes [TILE_B, TILE_H, TILE_W, BLOCK_K]
@@ -178,7 +188,7 @@ def conv2d_tma(
         bits: 4 or 8.
         w_mult: uint8 [N, Kp / 64], multipliers of groups of 64 weights (4 bits only).
     """
-    batch, _, _, C = x_q.shape
+    batch, height, width, C = x_q.shape
     N = qweight.shape[0]
     out_h, tile_w = window.out
     tile_h = min(config.block_m // tile_w, triton.next_power_of_2(out_h))
@@ -192,7 +202,13 @@ def conv2d_tma(
         _conv2d_tma_kernel,
         (tiles, splits),
         x_q.device,
-        TensorDescriptor.from_tensor(x_q, [tile_b, tile_h, tile_w, config.block_k]),
+        # its own strides: PyTorch lets those of a size of 1 be anything
+        TensorDescriptor(
+            x_q,
+            [batch, height, width, C],
+            [height * width * C, width * C, C, 1],
+            [tile_b, tile_h, tile_w, config.block_k],
+        ),
         qweight,
         w_mult,
         slabs,

@@ -18,6 +18,10 @@ import triton.language as tl
 from ptq4adm.kernels.device import gelu, load_scale, quantize
 from torch import Tensor
 
+# arguments of every kernel: single numbers, whatever their address, and sizes of tables
+SCALE_POINTERS = ["x_scale_ptr", "x2_scale_ptr", "out_scale_ptr", "step_ptr"]
+SCALE_SIZES = ["x_table", "x2_table", "out_table", "rows_per_sample"]
+
 
 @dataclass(slots=True)
 class Epilogue:

@@ -17,7 +17,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from ptq4adm.kernels.device import decode_int4, decode_int4_groups
-from ptq4adm.kernels.epilogue import Epilogue, finish_tile, tile_channels
+from ptq4adm.kernels.epilogue import (
+    SCALE_POINTERS,
+    SCALE_SIZES,
+    Epilogue,
+    finish_tile,
+    tile_channels,
+)
 from ptq4adm.kernels.launch import launch
 from ptq4adm.kernels.split_k import first_splits, store_partial, sum_partials, workspace
 from ptq4adm.kernels.tuning import TileConfig
@@ -116,7 +122,11 @@ def accumulate_rows(
     return acc
 
 
-@triton.jit
+@triton.jit(
+    # other values, or addresses, of these do not make another kernel
+    do_not_specialize=["M", *SCALE_SIZES],
+    do_not_specialize_on_alignment=SCALE_POINTERS,
+)
 def _gemm_kernel(
     # tensors
     x_ptr,  # int8  [M, K]

@@ -109,14 +109,12 @@ def compile_only(capability: int, multiprocessors: int = 108) -> Iterator[Offlin
 
 def unavailable_reason(device: torch.device) -> str | None:
     """Return why kernels cannot run on a device and what to do, or None if they can."""
-    if _offline is not None or IS_INTERPRETED:
-        return (
-            None
-            if device.type == "cpu" or not IS_INTERPRETED
-            else (
-                "kernels are interpreted on the CPU (TRITON_INTERPRET=1); unset it to use the GPU"
-            )
-        )
+    if _offline is not None:
+        return None
+    if IS_INTERPRETED:
+        if device.type == "cpu":
+            return None
+        return "kernels are interpreted on the CPU (TRITON_INTERPRET=1); unset it to use the GPU"
     if device.type != "cuda":
         return (
             f"Triton kernels run on CUDA devices, not on {device.type!r}; move the model to a GPU, "

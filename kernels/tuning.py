@@ -17,6 +17,7 @@ from ptq4adm.errors import ConfigError
 
 CONFIGS = Path(__file__).parent / "configs"
 _log = logging.getLogger(__name__)
+_FARTHEST = 4.0
 
 BLOCK_K = 64  # k of a block of the canonical weight
 GATHER, TMA = "gather", "tma"
@@ -102,7 +103,9 @@ def illegal_reason(config: TileConfig, problem: Problem) -> str | None:
         return f"block_k = {config.block_k}: expected 64 or 128, one or two blocks of the weight"
     if config.block_m < 16 or config.block_n < 16:
         return f"tile {config.block_m} x {config.block_n}: the tensor core needs 16 x 16 at least"
-    if problem.taps > 1 and any(c % config.block_k for c in problem.channels):
+    # a product masks the last step of its rows, a convolution does not mask that of a tap
+    is_conv2d = problem.kernel.endswith("conv2d")
+    if is_conv2d and any(c % config.block_k for c in problem.channels):
         return f"block_k = {config.block_k}: a tap of {problem.channels} channels ends within it"
     if config.split_k < 1 or 1 < config.split_k < len(problem.channels):
         return f"split_k = {config.split_k}: expected 1, or at least one a segment"
@@ -153,16 +156,28 @@ def shared_bytes(config: TileConfig, bits: int, capability: int) -> int:
     return x_bytes * x_buffers + w_bytes * w_buffers
 
 
+@cache
 def find_config(problem: Problem) -> TileConfig:
-    """Return the tile of a problem: of the nearest measured M, else the planned one."""
+    """Return the tile of a problem: of the nearest measured M, else the planned one.
+
+    An M that is more than ``_FARTHEST`` times another says little about it and is left out.
+    """
     measured = load_configs(config_file(problem))
-    legal = {m: c for m, c in measured.items() if illegal_reason(c, problem) is None}
+    legal = {
+        m: config
+        for m, config in measured.items()
+        if _ratio(m, problem.M) <= _FARTHEST and illegal_reason(config, problem) is None
+    }
     if legal:
-        # nearest in ratio: 128 is as far from 64 as from 256
-        return legal[min(legal, key=lambda m: max(m, problem.M) / max(min(m, problem.M), 1))]
-    if problem.capability:
+        return legal[min(legal, key=lambda m: _ratio(m, problem.M))]
+    if problem.capability and not measured:
         _tell_untuned(problem.device)
     return plan_config(problem)
+
+
+def _ratio(m: int, other: int) -> float:
+    """How many times the larger is the smaller: 128 is as far from 64 as from 256."""
+    return max(m, other) / max(min(m, other), 1)
 
 
 @cache
@@ -215,6 +230,7 @@ def save_configs(path: Path, configs: dict[int, TileConfig]) -> None:
     temporary.write_text(text + "\n")
     temporary.replace(path)
     load_configs.cache_clear()
+    find_config.cache_clear()
 
 
 # --- the plan for a shape that nobody measured -------------------------------------------------

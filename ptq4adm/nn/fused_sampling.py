@@ -79,13 +79,16 @@ def _enlarge(x_q: Tensor, size: tuple[int, int]) -> Tensor:
     """Nearest pixels of int8 NHWC."""
     for dim, new in zip((1, 2), size, strict=True):
         if new != x_q.shape[dim]:
-            index = _nearest(x_q.shape[dim], new).to(x_q.device)
-            x_q = x_q.index_select(dim, index)
+            x_q = x_q.index_select(dim, _nearest(x_q.shape[dim], new, x_q.device))
     return x_q
 
 
 @lru_cache(maxsize=256)
-def _nearest(old: int, new: int) -> Tensor:
-    """Source index of each new pixel, int64 [new], by torch's own rounding."""
+def _nearest(old: int, new: int, device: torch.device) -> Tensor:
+    """Source index of each new pixel, int64 [new], by torch's own rounding.
+
+    Kept where it is used: a copy at every call would make the host wait for a GPU.
+    """
     positions = torch.arange(old, dtype=torch.float32)[None, None]
-    return functional.interpolate(positions, size=new, mode="nearest")[0, 0].to(torch.int64)
+    index = functional.interpolate(positions, size=new, mode="nearest")[0, 0].to(torch.int64)
+    return index.to(device)

@@ -7,6 +7,9 @@ and the tuner.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -52,7 +55,8 @@ def linear(call: Matmul, config: TileConfig | None = None) -> Tensor:
         BackendUnavailableError: if the kernels cannot run on the tensors' device.
     """
     out = _output(call, linear_shape(call, NAME))
-    _linear(call, _epilogue(call, out), config)
+    if out.numel():
+        _linear(call, _epilogue(call, out), config)
     return out
 
 
@@ -72,14 +76,16 @@ def conv2d(call: Matmul, geometry: Conv2dGeometry, config: TileConfig | None = N
         BackendUnavailableError: if the kernels cannot run on the tensors' device.
     """
     out = _output(call, conv2d_shape(call, geometry, NAME))
-    _conv2d(call, geometry, _epilogue(call, out), config)
+    if out.numel():
+        _conv2d(call, geometry, _epilogue(call, out), config)
     return out
 
 
 def accumulate_linear(call: Matmul, config: TileConfig | None = None) -> list[Tensor]:
     """Return the int32 accumulators of ``linear``, one a K segment, before any scale."""
     accumulators = _accumulators(call, linear_shape(call, NAME))
-    _linear(call, _accumulating(call, accumulators), config)
+    if accumulators[0].numel():
+        _linear(call, _accumulating(call, accumulators), config)
     return accumulators
 
 
@@ -88,7 +94,8 @@ def accumulate_conv2d(
 ) -> list[Tensor]:
     """Return the int32 accumulators of ``conv2d``, one a K segment, before any scale."""
     accumulators = _accumulators(call, conv2d_shape(call, geometry, NAME))
-    _conv2d(call, geometry, _accumulating(call, accumulators), config)
+    if accumulators[0].numel():
+        _conv2d(call, geometry, _accumulating(call, accumulators), config)
     return accumulators
 
 
@@ -140,9 +147,9 @@ def _conv2d(
     call: Matmul, geometry: Conv2dGeometry, epilogue: Epilogue, config: TileConfig | None
 ) -> None:
     window = _window(call, geometry)
-    x_q, x2_q = call.x_q.contiguous(), call.options.x2_q
-    x2_q = None if x2_q is None else x2_q.contiguous()
-    config = _checked(config, conv2d_problem(call, geometry))
+    x_q, x2_q = call.x_q.contiguous(), _contiguous(call.options.x2_q)
+    # boxes are cut out of the memory that is read, which may be a copy
+    config = _checked(config, conv2d_problem(replace(call, x_q=x_q), geometry))
     if _is_pointwise(window):
         flat = None if x2_q is None else x2_q.flatten(0, 2)
         _launch_gemm(call, x_q.flatten(0, 2), flat, epilogue, config)
@@ -201,6 +208,7 @@ def _problem(call: Matmul, kernel: str, M: int, taps: int, box: tuple[int, int] 
         channels=tuple(round_up(x.shape[-1], BLOCK_K) for x in segments),
         taps=taps,
         is_gated=call.options.geglu,
+        is_grouped=call.options.w_mult is not None,
         box=box,
         capability=capability(device),
         multiprocessors=multiprocessors(device),
@@ -233,26 +241,29 @@ def _output(call: Matmul, shape: tuple[int, ...]) -> Tensor:
         options.step,
         options.out_scale,
     )
-    for name, tensor in (("x_q", call.x_q), ("x2_q", options.x2_q), ("qweight", call.qweight)):
-        _check_size(name, 0 if tensor is None else tensor.numel())
-    elements = 1
-    for size in shape:
-        elements *= size
-    _check_size("the output", elements)
+    _check_sizes(call, shape)
     shape = result_shape(shape, options)
     return torch.empty(shape, dtype=result_dtype(options), device=call.x_q.device)
 
 
-def _check_size(name: str, elements: int) -> None:
-    if elements >= _MOST_ELEMENTS:
-        raise ShapeError(
-            f"{name}: {elements} elements, the triton backend takes fewer than 2^31; split the "
-            "batch"
-        )
+def _check_sizes(call: Matmul, shape: tuple[int, ...]) -> None:
+    x2_q = call.options.x2_q
+    for name, elements in (
+        ("x_q", call.x_q.numel()),
+        ("x2_q", 0 if x2_q is None else x2_q.numel()),
+        ("qweight", call.qweight.numel()),
+        ("the output", math.prod(shape)),
+    ):
+        if elements >= _MOST_ELEMENTS:
+            raise ShapeError(
+                f"{name}: {elements} elements, the triton backend takes fewer than 2^31; split "
+                "the batch"
+            )
 
 
 def _accumulators(call: Matmul, shape: tuple[int, ...]) -> list[Tensor]:
     check_device(call.x_q, call.qweight, call.options.x2_q, call.options.w_mult)
+    _check_sizes(call, shape)
     segments = 1 if call.options.x2_q is None else 2
     return [torch.empty(shape, dtype=torch.int32, device=call.x_q.device) for _ in range(segments)]
 

@@ -296,7 +296,7 @@ def test_a_file_without_tiles_is_refused(configs, text) -> None:
 
 @pytest.mark.usefixtures("configs")
 @pytest.mark.parametrize(
-    ("M", "nearest"), [(1, 64), (64, 64), (127, 64), (129, 256), (255, 256), (9999, 1024)]
+    ("M", "nearest"), [(16, 64), (64, 64), (127, 64), (129, 256), (255, 256), (4096, 1024)]
 )
 def test_the_nearest_measured_m_is_taken(M, nearest) -> None:
     """Nearest in ratio: 64 and 256 are as far from 128."""
@@ -306,8 +306,23 @@ def test_the_nearest_measured_m_is_taken(M, nearest) -> None:
 
 
 @pytest.mark.usefixtures("configs")
+@pytest.mark.parametrize("M", [1, 15, 9999])
+def test_a_far_m_says_nothing(M) -> None:
+    save_configs(config_file(GEMM), {64: TILE, 1024: TILE})
+    problem = replace(GEMM, M=M)
+    assert find_config(problem) == plan_config(problem) != TILE
+
+
+@pytest.mark.usefixtures("configs")
+def test_new_files_are_found() -> None:
+    assert find_config(GEMM) == plan_config(GEMM) != TILE
+    save_configs(config_file(GEMM), {GEMM.M: TILE})
+    assert find_config(GEMM) == TILE
+
+
+@pytest.mark.usefixtures("configs")
 def test_a_measured_tile_that_is_illegal_here_is_passed_over() -> None:
-    save_configs(config_file(GEMM), {2048: replace(TILE, split_k=99), 64: TILE})
+    save_configs(config_file(GEMM), {2048: replace(TILE, split_k=99), 1024: TILE})
     assert find_config(GEMM) == TILE
 
 

@@ -79,5 +79,5 @@ def test_wrong_shapes_are_refused() -> None:
 
 
 def test_backend_without_an_order_is_refused() -> None:
-    with pytest.raises(UnknownBackendError, match="backend 'triton' has no weight order"):
-        prepack(_canonical(4, 3, KLayout((64,))), bits=4, layout=KLayout((64,)), backend="triton")
+    with pytest.raises(UnknownBackendError, match="backend 'cuda' has no weight order"):
+        prepack(_canonical(4, 3, KLayout((64,))), bits=4, layout=KLayout((64,)), backend="cuda")

@@ -144,6 +144,35 @@ def test_images_need_not_be_contiguous(make_case, device) -> None:
     assert torch.equal(triton_matmul.accumulate_conv2d(call, SAME)[0].cpu(), case.oracle()[0])
 
 
+def test_boxes_are_cut_whatever_the_stride_of_a_single_image(make_case, device) -> None:
+    """PyTorch calls memory contiguous however far apart one image is from no other."""
+    if device == "cuda" and torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("boxes need compute capability 9.0")
+    case = make_case(4, (1, 4, 8), (64,), 20, SAME)
+    call = _on(case.call, device)
+    call.x_q = call.x_q.as_strided(call.x_q.shape, (1, *call.x_q.stride()[1:]))
+    assert call.x_q.is_contiguous()
+    config = TileConfig(32, 64, num_stages=1, form="tma")
+    got = triton_matmul.accumulate_conv2d(call, SAME, config)[0]
+    assert torch.equal(got.cpu(), case.oracle()[0])
+
+
+def test_groups_are_part_of_what_a_tile_is_chosen_by(make_case) -> None:
+    for is_grouped in (False, True):
+        linear = make_case(4, (5,), (64,), 16, is_grouped=is_grouped).call
+        assert triton_matmul.linear_problem(linear).is_grouped == is_grouped
+        conv2d = make_case(4, (1, 4, 4), (64,), 16, SAME, is_grouped=is_grouped).call
+        assert triton_matmul.conv2d_problem(conv2d, SAME).is_grouped == is_grouped
+
+
+def test_a_step_may_not_reach_over_the_tap_of_a_convolution(make_case) -> None:
+    """Even the only one: a convolution's last step is not masked."""
+    geometry = Conv2dGeometry((1, 1), stride=(2, 2))
+    call = make_case(4, (1, 4, 4), (64,), 16, geometry).call
+    with pytest.raises(ConfigError, match=r"block_k = 128: a tap of \(64,\) channels ends"):
+        triton_matmul.conv2d(call, geometry, TileConfig(32, 32, 128, num_stages=1))
+
+
 def test_no_rows_give_no_rows(make_case, device) -> None:
     linear = _on(make_case(4, (0,), (70,), 20).call, device)
     assert triton_matmul.linear(linear).shape == (0, 20)
