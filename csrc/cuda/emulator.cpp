@@ -1,0 +1,343 @@
+#include "emulator.h"
+
+#include <cstring>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <vector>
+
+#include "emulator_fibers.h"
+#include "emulator_memory.h"
+
+namespace ptq4adm {
+namespace emulator {
+namespace {
+
+constexpr int kWarp = 32;
+
+enum class State { kReady, kAtWarp, kAtBarrier, kDone };
+
+struct Copy {
+  char* target;
+  char bytes[16];
+};
+using CopyGroup = std::vector<Copy>;
+
+struct Thread {
+  Fiber fiber;
+  State state = State::kReady;
+  CopyGroup open;                // issued, not committed
+  std::deque<CopyGroup> groups;  // committed, not waited for, oldest first
+};
+
+// What a lane brought to an instruction of its warp.
+struct Operands {
+  void* target;
+  const void* first;
+  const void* second;
+};
+
+struct Warp {
+  const char* instruction = nullptr;  // the one at which lanes wait
+  int arrived = 0;
+  int at_barrier = 0;
+  int exited = 0;
+  Operands operands[kWarp];
+};
+
+struct Launch {
+  Grid grid;
+  int block[3] = {0, 0, 0};
+  const std::function<void()>* body = nullptr;
+  int thread_count = 0;
+  int epoch = 0;
+  int at_barrier = 0;
+  int exited = 0;
+  int current = 0;  // the thread that runs
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  std::exception_ptr error;
+
+  Thread& thread() { return threads[current]; }
+  Warp& warp() { return warps[current / kWarp]; }
+};
+
+GlobalMemory global_memory;
+SharedMemory shared;
+Launch* launch = nullptr;  // the one that runs
+
+void suspend(State state) {
+  Thread& thread = launch->thread();
+  thread.state = state;
+  thread.fiber.leave();
+}
+
+void check_aligned(const void* address, int bytes, const char* instruction) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
+    refuse(instruction, text("misaligned: %p is no multiple of %d", address, bytes));
+  }
+}
+
+// The lanes of a warp meet; `work` gets the operands of all, in the lane that came last.
+template <class Work>
+void meet(const char* instruction, const Operands& operands, Work work) {
+  Warp& warp = launch->warp();
+  if (warp.instruction != nullptr && std::strcmp(warp.instruction, instruction) != 0) {
+    refuse(instruction,
+           text("diverged: %d lanes of the warp wait at %s", warp.arrived, warp.instruction));
+  }
+  if (warp.at_barrier > 0) {
+    refuse(instruction,
+           text("diverged: %d lanes of the warp wait at block_barrier", warp.at_barrier));
+  }
+  if (warp.exited > 0) {
+    refuse(instruction, text("diverged: %d lanes of the warp have exited", warp.exited));
+  }
+  warp.instruction = instruction;
+  warp.operands[launch->current % kWarp] = operands;
+  if (++warp.arrived < kWarp) {
+    suspend(State::kAtWarp);
+    return;
+  }
+  work(warp.operands);
+  warp.instruction = nullptr;
+  warp.arrived = 0;
+  const int first = launch->current / kWarp * kWarp;
+  for (int lane = 0; lane < kWarp; ++lane) launch->threads[first + lane].state = State::kReady;
+}
+
+void leave_kernel() {
+  Thread& thread = launch->thread();
+  const Warp& warp = launch->warp();
+  size_t copies = thread.open.size();
+  for (const CopyGroup& group : thread.groups) copies += group.size();
+  if (copies > 0) refuse("exit", text("has not waited for %zu of its cp.async", copies));
+  if (warp.arrived > 0) {
+    refuse("exit",
+           text("diverged: %d lanes of the warp wait at %s", warp.arrived, warp.instruction));
+  }
+  if (launch->at_barrier > 0) {
+    refuse("exit",
+           text("diverged: %d threads of the block wait at block_barrier", launch->at_barrier));
+  }
+}
+
+void run_thread() {
+  try {
+    (*launch->body)();
+    leave_kernel();
+  } catch (...) {
+    launch->error = std::current_exception();
+  }
+  ++launch->warp().exited;
+  ++launch->exited;
+  suspend(State::kDone);
+}
+
+void run_block(const Stacks& stacks, size_t shared_bytes) {
+  shared.reset(shared_bytes);
+  launch->threads = std::vector<Thread>(launch->thread_count);
+  launch->warps.assign(launch->thread_count / kWarp, Warp());
+  launch->epoch = launch->at_barrier = launch->exited = 0;
+  for (int i = 0; i < launch->thread_count; ++i) {
+    launch->threads[i].fiber.start(stacks.at(i), Stacks::kBytes, run_thread);
+  }
+  // Someone can always run: the last to arrive anywhere frees the others, and one who can never be
+  // met is an error when the second of the two shows.
+  while (launch->exited < launch->thread_count) {
+    for (int i = 0; i < launch->thread_count; ++i) {
+      if (launch->threads[i].state != State::kReady) continue;
+      launch->current = i;
+      launch->threads[i].fiber.enter();
+      if (launch->error) std::rethrow_exception(launch->error);
+    }
+  }
+}
+
+// --- the work of a warp
+// ----------------------------------------------------------------------------
+
+// Lane l gives the address of row l % 8 of matrix l / 8, and gets of each matrix the 32 bits at
+// column 4 (l % 4) of row l / 4.
+void load_matrices(const Operands* lanes) {
+  for (int lane = 0; lane < kWarp; ++lane) {
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      const char* row = static_cast<const char*>(lanes[8 * matrix + lane / 4].first);
+      std::memcpy(static_cast<char*>(lanes[lane].target) + 4 * matrix, row + 4 * (lane % 4), 4);
+    }
+  }
+}
+
+// acc[16, 8] += a[16, 32] b[32, 8]. Of lane l, with g = l / 4 and t = l % 4:
+//   a  register r: row g + 8 (r % 2), columns 4 t + 16 (r / 2) and the three after
+//   b  register r: column g, rows 4 t + 16 r and the three after
+//   c  register r: row g + 8 (r / 2), column 2 t + r % 2
+void multiply(const Operands* lanes) {
+  int8_t a[16][32];
+  int8_t b[8][32];  // transposed
+  for (int lane = 0; lane < kWarp; ++lane) {
+    const int g = lane / 4, t = lane % 4;
+    const char* a_words = static_cast<const char*>(lanes[lane].first);
+    const char* b_words = static_cast<const char*>(lanes[lane].second);
+    for (int r = 0; r < 4; ++r) {
+      std::memcpy(&a[g + 8 * (r % 2)][4 * t + 16 * (r / 2)], a_words + 4 * r, 4);
+    }
+    for (int r = 0; r < 2; ++r) std::memcpy(&b[g][4 * t + 16 * r], b_words + 4 * r, 4);
+  }
+  for (int lane = 0; lane < kWarp; ++lane) {
+    int32_t* acc = static_cast<int32_t*>(lanes[lane].target);
+    for (int r = 0; r < 4; ++r) {
+      const int8_t* row = a[lane / 4 + 8 * (r / 2)];
+      const int8_t* column = b[2 * (lane % 4) + r % 2];
+      int32_t sum = 0;
+      for (int k = 0; k < 32; ++k) sum += row[k] * column[k];
+      acc[r] = static_cast<int32_t>(static_cast<uint32_t>(acc[r]) + static_cast<uint32_t>(sum));
+    }
+  }
+}
+
+}  // namespace
+
+void refuse(const char* instruction, const std::string& what) {
+  const int thread = launch->current;
+  throw KernelError(text("block (%d, %d, %d), warp %d, lane %d: %s: ", launch->block[0],
+                         launch->block[1], launch->block[2], thread / kWarp, thread % kWarp,
+                         instruction) +
+                    what);
+}
+
+void register_memory(const void* start, size_t bytes, Access access, const std::string& name) {
+  global_memory.add(start, bytes, access, name);
+}
+void forget_memory() { global_memory.forget(); }
+
+void run_grid(const Grid& grid, int threads, size_t shared_bytes,
+              const std::function<void()>& body) {
+  if (launch != nullptr) throw KernelError("run_grid: another launch runs");
+  if (threads < kWarp || threads > 1024 || threads % kWarp != 0) {
+    throw KernelError(text("run_grid: %d threads; needed: a multiple of 32, up to 1024", threads));
+  }
+  if (grid.x < 1 || grid.y < 1 || grid.z < 1) {
+    throw KernelError(text("run_grid: a grid of %d x %d x %d blocks", grid.x, grid.y, grid.z));
+  }
+  const Stacks stacks(threads);
+  Launch current;
+  current.grid = grid;
+  current.body = &body;
+  current.thread_count = threads;
+  launch = &current;
+  const auto end = [](Launch*) { launch = nullptr; };
+  const std::unique_ptr<Launch, decltype(end)> guard(&current, end);
+  global_memory.start_launch();
+  int* block = current.block;
+  for (block[2] = 0; block[2] < grid.z; ++block[2]) {
+    for (block[1] = 0; block[1] < grid.y; ++block[1]) {
+      for (block[0] = 0; block[0] < grid.x; ++block[0]) run_block(stacks, shared_bytes);
+    }
+  }
+}
+
+int thread_index() { return launch->current; }
+int block_index(int axis) { return launch->block[axis]; }
+int grid_size(int axis) {
+  const Grid& grid = launch->grid;
+  return axis == 0 ? grid.x : axis == 1 ? grid.y : grid.z;
+}
+char* shared_memory() { return shared.start(); }
+
+void block_barrier() {
+  Warp& warp = launch->warp();
+  if (warp.arrived > 0) {
+    refuse("block_barrier",
+           text("diverged: %d lanes of the warp wait at %s", warp.arrived, warp.instruction));
+  }
+  if (launch->exited > 0) {
+    refuse("block_barrier", text("diverged: %d threads of the block have exited", launch->exited));
+  }
+  ++warp.at_barrier;
+  if (++launch->at_barrier < launch->thread_count) {
+    suspend(State::kAtBarrier);
+    return;
+  }
+  launch->at_barrier = 0;
+  ++launch->epoch;
+  for (Warp& each : launch->warps) each.at_barrier = 0;
+  for (Thread& thread : launch->threads) thread.state = State::kReady;
+}
+
+void copy_async_16(void* target, const void* source, bool is_valid) {
+  const char* const name = "copy_async_16";
+  check_aligned(target, 16, name);
+  check_aligned(source, 16, name);
+  if (!shared.holds(target))
+    refuse(name, text("out of bounds: %p is not in shared memory", target));
+  Copy copy{static_cast<char*>(target), {}};
+  if (is_valid) {
+    global_memory.check_read(source, 16, false, name);
+    std::memcpy(copy.bytes, source, 16);
+  }
+  shared.check_write(target, 16, launch->current, launch->epoch, name);
+  shared.mark_in_flight(target, 16, launch->current, launch->epoch);
+  launch->thread().open.push_back(copy);
+}
+
+void copy_async_commit() {
+  Thread& thread = launch->thread();
+  thread.groups.push_back(std::move(thread.open));
+  thread.open.clear();
+}
+
+void copy_async_wait(int pending) {
+  std::deque<CopyGroup>& groups = launch->thread().groups;
+  while (static_cast<int>(groups.size()) > pending) {
+    for (const Copy& copy : groups.front()) {
+      std::memcpy(copy.target, copy.bytes, 16);
+      shared.mark_written(copy.target, 16, launch->current, launch->epoch);
+    }
+    groups.pop_front();
+  }
+}
+
+void load_matrix_x4(uint32_t* fragment, const void* row) {
+  const char* const name = "load_matrix_x4";
+  check_aligned(row, 16, name);
+  if (!shared.holds(row)) refuse(name, text("out of bounds: %p is not in shared memory", row));
+  // by the warp, not by this lane: what a lane wrote itself goes to others
+  shared.check_read(row, 16, kSeveral, launch->epoch, name);
+  meet(name, {fragment, row, nullptr}, load_matrices);
+}
+
+void multiply_s8_16x8x32(int32_t* acc, const uint32_t* a, const uint32_t* b) {
+  meet("multiply_s8_16x8x32", {acc, a, b}, multiply);
+}
+
+void read(void* value, const void* address, int bytes, Memory memory, const char* instruction) {
+  check_aligned(address, bytes, instruction);
+  if (memory == Memory::kAny && shared.holds(address)) {
+    shared.check_read(address, bytes, launch->current, launch->epoch, instruction);
+  } else {
+    global_memory.check_read(address, bytes, memory == Memory::kConstant, instruction);
+  }
+  std::memcpy(value, address, bytes);
+}
+
+void write(void* address, const void* value, int bytes, Memory memory, const char* instruction) {
+  check_aligned(address, bytes, instruction);
+  if (memory == Memory::kAny && shared.holds(address)) {
+    shared.check_write(address, bytes, launch->current, launch->epoch, instruction);
+    shared.mark_written(address, bytes, launch->current, launch->epoch);
+  } else {
+    global_memory.check_write(address, bytes, instruction);
+  }
+  std::memcpy(address, value, bytes);
+}
+
+int count_arrival(int* counter) {
+  const char* const name = "count_arrival";
+  check_aligned(counter, 4, name);
+  global_memory.check_write(counter, 4, name);
+  return (*counter)++;
+}
+
+}  // namespace emulator
+}  // namespace ptq4adm
