@@ -85,6 +85,15 @@ void check_aligned(const void* address, int bytes, const char* instruction) {
   }
 }
 
+// Whether an instruction that takes any memory means the shared one.
+bool is_shared(const void* address, int bytes, const char* instruction) {
+  if (shared.holds(address)) return true;
+  if (shared.is_near(address) && !global_memory.holds(address, bytes)) {
+    refuse(instruction, "out of bounds: " + shared.place(address));
+  }
+  return false;
+}
+
 // The lanes of a warp meet; `work` gets the operands of all, in the lane that came last.
 template <class Work>
 void meet(const char* instruction, const Operands& operands, Work work) {
@@ -250,7 +259,10 @@ void run_grid(const Grid& grid, int threads, size_t shared_bytes, const std::fun
   }
 }
 
-int thread_index() { return launch->current; }
+int thread_index() {
+  if (launch == nullptr) throw KernelError("an instruction outside run_grid");
+  return launch->current;
+}
 int block_index(int axis) { return launch->block[axis]; }
 int grid_size(int axis) {
   const Grid& grid = launch->grid;
@@ -313,7 +325,7 @@ void copy_async_wait(int pending) {
 void load_matrix_x4(uint32_t* fragment, const void* row) {
   const char* const name = "load_matrix_x4";
   check_aligned(row, 16, name);
-  if (!shared.holds(row)) refuse(name, text("out of bounds: %p is not in shared memory", row));
+  if (!shared.holds(row)) refuse(name, "out of bounds: " + shared.place(row));
   // by the warp, not by this lane: what a lane wrote itself goes to others
   Point warp = launch->point();
   warp.thread = kSeveral;
@@ -328,7 +340,7 @@ void multiply_s8_16x8x32(int32_t* acc, const uint32_t* a, const uint32_t* b) {
 void read(void* value, const void* address, int bytes, Memory memory, const char* instruction) {
   check_aligned(address, bytes, instruction);
   const Point who = launch->point();
-  if (memory == Memory::kAny && shared.holds(address)) {
+  if (memory == Memory::kAny && is_shared(address, bytes, instruction)) {
     shared.check_read(address, bytes, who, instruction);
   } else {
     global_memory.check_read(address, bytes, memory == Memory::kConstant, who, instruction);
@@ -339,7 +351,7 @@ void read(void* value, const void* address, int bytes, Memory memory, const char
 void write(void* address, const void* value, int bytes, Memory memory, const char* instruction) {
   check_aligned(address, bytes, instruction);
   const Point who = launch->point();
-  if (memory == Memory::kAny && shared.holds(address)) {
+  if (memory == Memory::kAny && is_shared(address, bytes, instruction)) {
     shared.write(address, value, bytes, who, instruction);
   } else {
     global_memory.check_write(address, bytes, who, instruction);

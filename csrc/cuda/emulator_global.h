@@ -23,6 +23,13 @@ class GlobalMemory {
   }
   void forget() { ranges_.clear(); }
 
+  bool holds(const void* address, int bytes) const {
+    const char* first = static_cast<const char*>(address);
+    return std::any_of(ranges_.begin(), ranges_.end(), [&](const Range& range) {
+      return first >= range.start && first + bytes <= range.start + range.bytes;
+    });
+  }
+
   void start_launch() {
     counters_.clear();
     for (Range& range : ranges_) {
@@ -175,10 +182,14 @@ class GlobalMemory {
   Range& find(const void* address, int bytes, const char* instruction) {
     const char* first = static_cast<const char*>(address);
     const Range* nearest = nullptr;
+    ptrdiff_t least = 1 << 20;  // an address further away was not meant for a range
     for (Range& range : ranges_) {
-      if (first >= range.start && first + bytes <= range.start + range.bytes) return range;
-      const bool is_above = first + bytes > range.start;
-      if (is_above && (nearest == nullptr || range.start > nearest->start)) nearest = &range;
+      const ptrdiff_t below = range.start - first;
+      const ptrdiff_t above = first + bytes - (range.start + range.bytes);
+      const ptrdiff_t distance = std::max(below, above);
+      if (distance <= 0) return range;
+      if (distance < least) nearest = &range;
+      least = std::min(least, distance);
     }
     if (nearest == nullptr) {
       refuse(instruction,

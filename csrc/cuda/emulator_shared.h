@@ -30,6 +30,17 @@ class SharedMemory {
     return byte >= start_ && byte < start_ + size();
   }
 
+  // For a text: where an address lies that is not held.
+  std::string place(const void* address) const {
+    const ptrdiff_t i = static_cast<const char*>(address) - start_;
+    if (!is_near(address)) return text("%p is not in shared memory", address);
+    return text("byte %td of shared memory, which has %zu", i, size());
+  }
+  bool is_near(const void* address) const {
+    const ptrdiff_t i = static_cast<const char*>(address) - start_;
+    return i > -kNear && i < static_cast<ptrdiff_t>(size()) + kNear;
+  }
+
   void check_read(const void* address, int bytes, const Point& who, const char* instruction) {
     const size_t first = offset(address, bytes, instruction);
     for (size_t i = first; i < first + bytes; ++i) {
@@ -76,6 +87,7 @@ class SharedMemory {
 
  private:
   static constexpr size_t kAlignment = 128;
+  static constexpr ptrdiff_t kNear = 1 << 16;
   static constexpr char kPoison = static_cast<char>(0xa5);
 
   struct State {

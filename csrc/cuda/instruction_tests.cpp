@@ -121,10 +121,19 @@ Array<float> multiply_then_add(Array<float> x, Array<float> y, Array<float> z) {
 // --------------------------------------------------------------------------------------
 
 constexpr int kBytes = 256;
-alignas(64) char buffer[kBytes];     // read and write
-alignas(64) char weights[kBytes];    // read only
-alignas(64) char workspace[kBytes];  // uninitialized
-alignas(64) char nowhere[kBytes];    // not registered
+
+// Global memory, with room between, so that a step past an end finds nobody.
+struct alignas(64) Global {
+  char gap[64];
+  char buffer[kBytes];  // read and write
+  char gap_after_buffer[64];
+  char weights[kBytes];  // read only
+  char gap_after_weights[64];
+  char workspace[kBytes];  // uninitialized
+  char gap_after_workspace[64];
+  char nowhere[kBytes];  // not registered
+};
+Global global;
 
 struct Step {
   std::string instruction;
@@ -135,14 +144,15 @@ struct Step {
   int source_offset;
   std::pair<int, int> threads;  // first and last that take the step
   std::pair<int, int> blocks;
+  int when;  // only by threads whose last loaded word it is; -1: by all
 };
 
 char* address_of(const std::string& space, int64_t offset) {
   const std::map<std::string, char*> starts = {{"shared", shared_memory()},
-                                               {"buffer", buffer},
-                                               {"weights", weights},
-                                               {"workspace", workspace},
-                                               {"nowhere", nowhere}};
+                                               {"buffer", global.buffer},
+                                               {"weights", global.weights},
+                                               {"workspace", global.workspace},
+                                               {"nowhere", global.nowhere}};
   return starts.at(space) + offset;
 }
 
@@ -167,6 +177,8 @@ using Action = void (*)(const Operands&, Values&);
 const std::map<std::string, Action> kActions = {
     {"load", [](const Operands& o, Values& v) { v.loaded = load(o.word()); }},
     {"store", [](const Operands& o, Values&) { store(o.word(), static_cast<int>(o.id)); }},
+    {"store_loaded",
+     [](const Operands& o, Values& v) { store(o.word(), static_cast<int>(v.loaded)); }},
     {"load_16", [](const Operands& o, Values& v) { v.loaded = load_16(o.address).word[0]; }},
     {"store_16", [](const Operands& o, Values&) { store_16(o.address, o.ids()); }},
     {"load_stream_16",
@@ -203,19 +215,20 @@ void take(const Step& step, Values& values) {
 // where it loaded nothing.
 std::vector<int64_t> run_program(const std::vector<Step>& steps, int blocks, int threads,
                                  int shared_bytes, bool is_backward) {
-  std::fill_n(buffer, kBytes, 0);
-  for (int i = 0; i < kBytes; ++i) weights[i] = static_cast<char>(i);
+  std::fill_n(global.buffer, kBytes, 0);
+  for (int i = 0; i < kBytes; ++i) global.weights[i] = static_cast<char>(i);
   emulator::forget_memory();
-  emulator::register_memory(buffer, kBytes, Access::kReadWrite, "buffer");
-  emulator::register_memory(weights, kBytes, Access::kRead, "weights");
-  emulator::register_memory(workspace, kBytes, Access::kUninitialized, "workspace");
+  emulator::register_memory(global.buffer, kBytes, Access::kReadWrite, "buffer");
+  emulator::register_memory(global.weights, kBytes, Access::kRead, "weights");
+  emulator::register_memory(global.workspace, kBytes, Access::kUninitialized, "workspace");
   std::vector<int64_t> loaded(static_cast<size_t>(blocks) * threads, -1);
   const auto body = [&] {
     const int thread = thread_index(), block = block_index(0);
     Values values;
     for (const Step& step : steps) {
       const bool is_taken = thread >= step.threads.first && thread <= step.threads.second &&
-                            block >= step.blocks.first && block <= step.blocks.second;
+                            block >= step.blocks.first && block <= step.blocks.second &&
+                            (step.when < 0 || step.when == values.loaded);
       if (is_taken && step.instruction == "exit") return;
       if (is_taken) take(step, values);
       loaded[static_cast<size_t>(block) * threads + thread] = values.loaded;
@@ -233,6 +246,7 @@ PYBIND11_MODULE(instruction_tests, module) {
   using namespace ptq4adm;
   module.def("load_matrix_x4", run_load_matrix_x4);
   module.def("multiply_s8_16x8x32", run_multiply);
+  module.def("thread_index", thread_index);
   module.def("identity", run_identity);
   module.def("round_half_even", map_one<int, float, round_half_even>);
   module.def("erf_f32", map_one<float, float, erf_f32>);
@@ -248,9 +262,9 @@ PYBIND11_MODULE(instruction_tests, module) {
   py::class_<Step>(module, "Step")
       .def(py::init([](std::string instruction, std::string space, int offset, int stride,
                        std::string source_space, int source_offset, std::pair<int, int> threads,
-                       std::pair<int, int> blocks) {
-        return Step{instruction,  space,         offset,  stride,
-                    source_space, source_offset, threads, blocks};
+                       std::pair<int, int> blocks, int when) {
+        return Step{instruction,   space,   offset, stride, source_space,
+                    source_offset, threads, blocks, when};
       }));
   module.def("run_program", run_program);
 }

@@ -7,12 +7,15 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # emulator_programs.py
 
 CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
 # ffp-contract: the emulated add_rn and multiply_rn must not fuse
