@@ -17,6 +17,10 @@ namespace {
 
 constexpr int kWarp = 32;
 
+// The instructions of a warp, told apart by their names' addresses.
+constexpr char kLoadMatrix[] = "load_matrix_x4";
+constexpr char kMultiply[] = "multiply_s8_16x8x32";
+
 enum class State { kReady, kAtWarp, kAtBarrier, kDone };
 
 struct Copy {
@@ -98,7 +102,7 @@ bool is_shared(const void* address, int bytes, const char* instruction) {
 template <class Work>
 void meet(const char* instruction, const Operands& operands, Work work) {
   Warp& warp = launch->warp();
-  if (warp.instruction != nullptr && std::strcmp(warp.instruction, instruction) != 0) {
+  if (warp.instruction != nullptr && warp.instruction != instruction) {
     refuse(instruction,
            text("diverged: %d lanes of the warp wait at %s", warp.arrived, warp.instruction));
   }
@@ -323,18 +327,17 @@ void copy_async_wait(int pending) {
 }
 
 void load_matrix_x4(uint32_t* fragment, const void* row) {
-  const char* const name = "load_matrix_x4";
-  check_aligned(row, 16, name);
-  if (!shared.holds(row)) refuse(name, "out of bounds: " + shared.place(row));
+  check_aligned(row, 16, kLoadMatrix);
+  if (!shared.holds(row)) refuse(kLoadMatrix, "out of bounds: " + shared.place(row));
   // by the warp, not by this lane: what a lane wrote itself goes to others
   Point warp = launch->point();
   warp.thread = kSeveral;
-  shared.check_read(row, 16, warp, name);
-  meet(name, {fragment, row, nullptr}, load_matrices);
+  shared.check_read(row, 16, warp, kLoadMatrix);
+  meet(kLoadMatrix, {fragment, row, nullptr}, load_matrices);
 }
 
 void multiply_s8_16x8x32(int32_t* acc, const uint32_t* a, const uint32_t* b) {
-  meet("multiply_s8_16x8x32", {acc, a, b}, multiply);
+  meet(kMultiply, {acc, a, b}, multiply);
 }
 
 void read(void* value, const void* address, int bytes, Memory memory, const char* instruction) {
