@@ -164,15 +164,18 @@ void run_block(const Stacks& stacks, size_t shared_bytes) {
     launch->threads[i].fiber.start(stacks.at(i), Stacks::kBytes, run_thread);
   }
   // Someone can always run: the last to arrive anywhere frees the others, and one who can never be
-  // met is an error when the second of the two shows.
+  // met is an error when the second of the two shows. Should that be wrong, it must not hang.
   while (launch->exited < launch->thread_count) {
+    bool has_run = false;
     for (int turn = 0; turn < launch->thread_count; ++turn) {
       const int i = launch->order == Order::kForward ? turn : launch->thread_count - 1 - turn;
       if (launch->threads[i].state != State::kReady) continue;
       launch->current = i;
+      has_run = true;
       launch->threads[i].fiber.enter();
       if (launch->error) std::rethrow_exception(launch->error);
     }
+    if (!has_run) throw KernelError("every thread of the block waits for another");
   }
   shared.check_untouched("exit");
 }
