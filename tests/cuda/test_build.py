@@ -208,7 +208,13 @@ def test_compile_error_names_file_and_architecture(compiler: Path, tmp_path: Pat
 
 
 def _build(base: Path, wish: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Build into ``base/lib``; what an earlier build there compiled is not compiled again."""
+    """Build into ``base/<wish>``; what an earlier build there compiled is not compiled again.
+
+    Without optimization: the chain is tested here, and `make cuda` compiles as it is shipped.
+    """
+    compiler = base / "c++"
+    compiler.write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "g++")} "$@" -O0\n')
+    compiler.chmod(0o755)
     return subprocess.run(
         [sys.executable, "setup.py", "build", f"--build-base={base}", f"--build-lib={base / wish}"],
         cwd=ROOT,
@@ -216,9 +222,8 @@ def _build(base: Path, wish: str, **variables: str) -> subprocess.CompletedProce
             **os.environ,
             "PTQ4ADM_BUILD": wish,
             "PTQ4ADM_CUDA_ARCHS": "80",
-            "CFLAGS": "-O0",
-            "CXXFLAGS": "-O0",
-            # the chain is tested here; `make cuda` compiles as the module is shipped
+            "CC": str(compiler),
+            "CXX": str(compiler),
             "NVCC_APPEND_FLAGS": "-Xcicc=-O0 -Xptxas=-O0",
             **variables,
         },
