@@ -16,6 +16,9 @@ sys.path.append(str(ROOT))
 from build_support import cuda_resources, nvcc  # noqa: E402
 from build_support.nvcc import BuildError  # noqa: E402
 
+# kernels/ lies there as well, under a name that transformers looks for
+sys.path.remove(str(ROOT))
+
 # --- which architectures ------------------------------------------------------------------------
 
 
