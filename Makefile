@@ -10,7 +10,8 @@ help:            ## list the commands
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 setup: $(STAMP)  ## virtual environment with the package (editable) and its tools
-$(STAMP): setup.py pyproject.toml constraints.txt constraints-oldest.txt $(SOURCES)
+$(STAMP): setup.py pyproject.toml constraints.txt constraints-oldest.txt constraints-cutlass.txt \
+		$(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# the pinned torch first: left to the resolver, another package may pull a different one
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch numpy setuptools pybind11 ninja
@@ -18,6 +19,9 @@ $(STAMP): setup.py pyproject.toml constraints.txt constraints-oldest.txt $(SOURC
 	@# the oldest supported triton beside the pinned one: its own folder, for the tests only
 	$(BIN)/pip install -q --disable-pip-version-check --upgrade --no-deps --target $(VENV)/oldest \
 		-r constraints-oldest.txt
+	@# CUTLASS's headers, as text, for a test
+	$(BIN)/pip install -q --disable-pip-version-check --upgrade --no-deps --target $(VENV)/cutlass \
+		-r constraints-cutlass.txt
 	touch $@
 
 demo: $(STAMP)   ## the same prompts and seeds in float and W4A8, with what it costs: build/demo/

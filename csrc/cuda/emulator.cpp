@@ -6,8 +6,10 @@
 #include <memory>
 #include <vector>
 
+#include "emulator_errors.h"
 #include "emulator_fibers.h"
-#include "emulator_memory.h"
+#include "emulator_global.h"
+#include "emulator_shared.h"
 
 namespace ptq4adm {
 namespace emulator {
@@ -58,8 +60,13 @@ struct Launch {
   std::vector<Warp> warps;
   std::exception_ptr error;
 
+  Order order = Order::kForward;
+
   Thread& thread() { return threads[current]; }
   Warp& warp() { return warps[current / kWarp]; }
+  Point point() const {
+    return {block[0] + grid.x * (block[1] + grid.y * block[2]), current, epoch};
+  }
 };
 
 GlobalMemory global_memory;
@@ -76,6 +83,15 @@ void check_aligned(const void* address, int bytes, const char* instruction) {
   if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
     refuse(instruction, text("misaligned: %p is no multiple of %d", address, bytes));
   }
+}
+
+// Whether an instruction that takes any memory means the shared one.
+bool is_shared(const void* address, int bytes, const char* instruction) {
+  if (shared.holds(address)) return true;
+  if (shared.is_near(address) && !global_memory.holds(address, bytes)) {
+    refuse(instruction, "out of bounds: " + shared.place(address));
+  }
+  return false;
 }
 
 // The lanes of a warp meet; `work` gets the operands of all, in the lane that came last.
@@ -136,6 +152,7 @@ void run_thread() {
 
 void run_block(const Stacks& stacks, size_t shared_bytes) {
   shared.reset(shared_bytes);
+  global_memory.start_block();
   launch->threads = std::vector<Thread>(launch->thread_count);
   launch->warps.assign(launch->thread_count / kWarp, Warp());
   launch->epoch = launch->at_barrier = launch->exited = 0;
@@ -145,13 +162,15 @@ void run_block(const Stacks& stacks, size_t shared_bytes) {
   // Someone can always run: the last to arrive anywhere frees the others, and one who can never be
   // met is an error when the second of the two shows.
   while (launch->exited < launch->thread_count) {
-    for (int i = 0; i < launch->thread_count; ++i) {
+    for (int turn = 0; turn < launch->thread_count; ++turn) {
+      const int i = launch->order == Order::kForward ? turn : launch->thread_count - 1 - turn;
       if (launch->threads[i].state != State::kReady) continue;
       launch->current = i;
       launch->threads[i].fiber.enter();
       if (launch->error) std::rethrow_exception(launch->error);
     }
   }
+  shared.check_untouched("exit");
 }
 
 // --- the work of a warp
@@ -211,8 +230,8 @@ void register_memory(const void* start, size_t bytes, Access access, const std::
 }
 void forget_memory() { global_memory.forget(); }
 
-void run_grid(const Grid& grid, int threads, size_t shared_bytes,
-              const std::function<void()>& body) {
+void run_grid(const Grid& grid, int threads, size_t shared_bytes, const std::function<void()>& body,
+              Order order) {
   if (launch != nullptr) throw KernelError("run_grid: another launch runs");
   if (threads < kWarp || threads > 1024 || threads % kWarp != 0) {
     throw KernelError(text("run_grid: %d threads; needed: a multiple of 32, up to 1024", threads));
@@ -225,19 +244,25 @@ void run_grid(const Grid& grid, int threads, size_t shared_bytes,
   current.grid = grid;
   current.body = &body;
   current.thread_count = threads;
+  current.order = order;
   launch = &current;
   const auto end = [](Launch*) { launch = nullptr; };
   const std::unique_ptr<Launch, decltype(end)> guard(&current, end);
   global_memory.start_launch();
-  int* block = current.block;
-  for (block[2] = 0; block[2] < grid.z; ++block[2]) {
-    for (block[1] = 0; block[1] < grid.y; ++block[1]) {
-      for (block[0] = 0; block[0] < grid.x; ++block[0]) run_block(stacks, shared_bytes);
-    }
+  const int64_t blocks = int64_t{grid.x} * grid.y * grid.z;
+  for (int64_t turn = 0; turn < blocks; ++turn) {
+    const int64_t i = order == Order::kForward ? turn : blocks - 1 - turn;
+    current.block[0] = static_cast<int>(i % grid.x);
+    current.block[1] = static_cast<int>(i / grid.x % grid.y);
+    current.block[2] = static_cast<int>(i / grid.x / grid.y);
+    run_block(stacks, shared_bytes);
   }
 }
 
-int thread_index() { return launch->current; }
+int thread_index() {
+  if (launch == nullptr) throw KernelError("an instruction outside run_grid");
+  return launch->current;
+}
 int block_index(int axis) { return launch->block[axis]; }
 int grid_size(int axis) {
   const Grid& grid = launch->grid;
@@ -259,6 +284,7 @@ void block_barrier() {
     suspend(State::kAtBarrier);
     return;
   }
+  shared.check_untouched("block_barrier");
   launch->at_barrier = 0;
   ++launch->epoch;
   for (Warp& each : launch->warps) each.at_barrier = 0;
@@ -273,11 +299,10 @@ void copy_async_16(void* target, const void* source, bool is_valid) {
     refuse(name, text("out of bounds: %p is not in shared memory", target));
   Copy copy{static_cast<char*>(target), {}};
   if (is_valid) {
-    global_memory.check_read(source, 16, false, name);
+    global_memory.check_read(source, 16, false, launch->point(), name);
     std::memcpy(copy.bytes, source, 16);
   }
-  shared.check_write(target, 16, launch->current, launch->epoch, name);
-  shared.mark_in_flight(target, 16, launch->current, launch->epoch);
+  shared.start_copy(target, 16, launch->point(), name);
   launch->thread().open.push_back(copy);
 }
 
@@ -291,8 +316,7 @@ void copy_async_wait(int pending) {
   std::deque<CopyGroup>& groups = launch->thread().groups;
   while (static_cast<int>(groups.size()) > pending) {
     for (const Copy& copy : groups.front()) {
-      std::memcpy(copy.target, copy.bytes, 16);
-      shared.mark_written(copy.target, 16, launch->current, launch->epoch);
+      shared.finish_copy(copy.target, copy.bytes, 16, launch->point());
     }
     groups.pop_front();
   }
@@ -301,9 +325,11 @@ void copy_async_wait(int pending) {
 void load_matrix_x4(uint32_t* fragment, const void* row) {
   const char* const name = "load_matrix_x4";
   check_aligned(row, 16, name);
-  if (!shared.holds(row)) refuse(name, text("out of bounds: %p is not in shared memory", row));
+  if (!shared.holds(row)) refuse(name, "out of bounds: " + shared.place(row));
   // by the warp, not by this lane: what a lane wrote itself goes to others
-  shared.check_read(row, 16, kSeveral, launch->epoch, name);
+  Point warp = launch->point();
+  warp.thread = kSeveral;
+  shared.check_read(row, 16, warp, name);
   meet(name, {fragment, row, nullptr}, load_matrices);
 }
 
@@ -313,29 +339,30 @@ void multiply_s8_16x8x32(int32_t* acc, const uint32_t* a, const uint32_t* b) {
 
 void read(void* value, const void* address, int bytes, Memory memory, const char* instruction) {
   check_aligned(address, bytes, instruction);
-  if (memory == Memory::kAny && shared.holds(address)) {
-    shared.check_read(address, bytes, launch->current, launch->epoch, instruction);
+  const Point who = launch->point();
+  if (memory == Memory::kAny && is_shared(address, bytes, instruction)) {
+    shared.check_read(address, bytes, who, instruction);
   } else {
-    global_memory.check_read(address, bytes, memory == Memory::kConstant, instruction);
+    global_memory.check_read(address, bytes, memory == Memory::kConstant, who, instruction);
   }
   std::memcpy(value, address, bytes);
 }
 
 void write(void* address, const void* value, int bytes, Memory memory, const char* instruction) {
   check_aligned(address, bytes, instruction);
-  if (memory == Memory::kAny && shared.holds(address)) {
-    shared.check_write(address, bytes, launch->current, launch->epoch, instruction);
-    shared.mark_written(address, bytes, launch->current, launch->epoch);
+  const Point who = launch->point();
+  if (memory == Memory::kAny && is_shared(address, bytes, instruction)) {
+    shared.write(address, value, bytes, who, instruction);
   } else {
-    global_memory.check_write(address, bytes, instruction);
+    global_memory.check_write(address, bytes, who, instruction);
+    std::memcpy(address, value, bytes);
   }
-  std::memcpy(address, value, bytes);
 }
 
 int count_arrival(int* counter) {
   const char* const name = "count_arrival";
-  check_aligned(counter, 4, name);
-  global_memory.check_write(counter, 4, name);
+  check_aligned(counter, sizeof(int), name);
+  global_memory.arrive(counter, launch->point(), name);
   return (*counter)++;
 }
 

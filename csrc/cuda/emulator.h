@@ -24,7 +24,14 @@ struct Grid {
   int z = 1;
 };
 
-enum class Access { kRead, kReadWrite };
+enum class Access {
+  kRead,
+  kReadWrite,
+  kUninitialized,  // read and write; a launch may read only what it has written itself
+};
+
+// In which order blocks, and the threads of each, get to run. Results must not depend on it.
+enum class Order { kForward, kBackward };
 
 // The launch that follows may touch these bytes of global memory and no others.
 void register_memory(const void* start, size_t bytes, Access access = Access::kReadWrite,
@@ -34,8 +41,8 @@ void forget_memory();
 // Runs `body` once for every thread of every block. `threads` of a block: a multiple of 32.
 // Throws KernelError at the first offence; what the body kept on its stacks is then dropped without
 // destructors, so that a body may hold plain data only. One launch at a time in a process.
-void run_grid(const Grid& grid, int threads, size_t shared_bytes,
-              const std::function<void()>& body);
+void run_grid(const Grid& grid, int threads, size_t shared_bytes, const std::function<void()>& body,
+              Order order = Order::kForward);
 
 // --- what instructions_emulated.h is made of -----------------------------------------------------
 

@@ -1,0 +1,69 @@
+"""Builds host modules of the CUDA sources, which run on the emulator (docs/emulation.md)."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # emulator_programs.py
+
+CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
+# ffp-contract: the emulated add_rn and multiply_rn must not fuse
+FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-fPIC"]
+
+
+@pytest.fixture(scope="session")
+def build_emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModuleType]:
+    """Function that compiles a pybind11 module of files of csrc/cuda, emulator.cpp added.
+
+    ``build_emulated("matmul_emulated")`` compiles csrc/cuda/matmul_emulated.cpp and returns the
+    module; further sources follow the name.
+    """
+    pybind11 = pytest.importorskip("pybind11")
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    if shutil.which(compiler[0]) is None:
+        pytest.skip(f"no C++ compiler: {compiler[0]}")
+
+    def build(name: str, *sources: str) -> ModuleType:
+        target = tmp_path_factory.mktemp("emulated") / f"{name}.so"
+        includes = [sysconfig.get_paths()["include"], pybind11.get_include()]
+        done = subprocess.run(
+            [
+                *compiler,
+                *FLAGS,
+                "-shared",
+                "-fvisibility=hidden",
+                *(f"-I{folder}" for folder in includes),
+                *(CUDA / source for source in (f"{name}.cpp", *sources, "emulator.cpp")),
+                "-o",
+                target,
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        spec = importlib.util.spec_from_file_location(name, target)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def instructions(build_emulated: Callable[..., ModuleType]) -> ModuleType:
+    """The instructions one by one, and programs of them: csrc/cuda/instruction_tests.cpp."""
+    return build_emulated("instruction_tests")
