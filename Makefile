@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-SOURCES := $(shell find csrc -type f 2>/dev/null)
+SOURCES := $(shell find csrc build_support -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help setup demo test sanitize check lint format typecheck bench bench-full gpu clean
+.PHONY: help setup demo test cuda sanitize check lint format typecheck bench bench-full gpu clean
 help:            ## list the commands
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
@@ -30,6 +30,9 @@ demo: $(STAMP)   ## the same prompts and seeds in float and W4A8, with what it c
 test: $(STAMP)   ## all tests that need no GPU
 	$(BIN)/pytest
 
+cuda: $(STAMP)   ## compile the CUDA kernels (nvcc, no GPU): registers and shared memory; a spill fails
+	$(BIN)/python -m build_support.cuda_resources
+
 # the kernels and their callers under AddressSanitizer and UndefinedBehaviorSanitizer; torch leaks
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer \
 	-DPTQ4ADM_EMULATE_VNNI
@@ -46,15 +49,16 @@ sanitize: $(STAMP)  ## kernel tests under AddressSanitizer and UBSan
 check: lint typecheck  ## lint, types, layering
 	$(BIN)/pytest -q tests/test_layering.py
 
+CLANG_FILES = $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 lint: $(STAMP)   ## ruff and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror csrc/*/*.cpp csrc/*/*.h
+	$(BIN)/clang-format --dry-run -Werror $(CLANG_FILES)
 
 format: $(STAMP) ## ruff and clang-format, changing files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*/*.cpp csrc/*/*.h
+	$(BIN)/clang-format -i $(CLANG_FILES)
 
 # mypy does not follow the mapping of kernels/ to ptq4adm.kernels, so it checks a tree of links
 typecheck: $(STAMP)  ## mypy, strict

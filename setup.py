@@ -1,17 +1,15 @@
-"""Builds the compiled module ``ptq4adm._cpu``; everything else is in pyproject.toml.
+"""Builds the compiled modules, ``ptq4adm._cpu`` and ``_cuda``; the rest is in pyproject.toml.
 
 ``PTQ4ADM_BUILD`` says what to build: ``python`` nothing, ``cpu`` the CPU kernels, ``cuda`` the CUDA
-kernels as well, ``auto`` (the default) what this machine can build. An explicit wish that cannot be
-met is an error; ``auto`` says plainly what it left out. No torch header is used, so torch is not
-needed to build.
+kernels as well, ``auto`` (the default) what this machine can build and use. An explicit wish that
+cannot be met is an error; ``auto`` says plainly what it left out. No torch header is used, so torch
+is not needed to build. ``docs/building.md`` has the variables.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import shlex
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -22,10 +20,26 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-CHOICES = ("auto", "python", "cpu", "cuda")
 ROOT = Path(__file__).parent
-SOURCES = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/*/*.cpp"))
-HEADERS = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/*/*.h"))
+sys.path.insert(0, str(ROOT))  # a build of pyproject.toml does not put it there
+
+from build_support import nvcc as cuda_toolkit  # noqa: E402
+from build_support.ninja import Job, compile_objects  # noqa: E402
+from build_support.nvcc import BuildError  # noqa: E402
+
+CHOICES = ("auto", "python", "cpu", "cuda")
+
+
+def files(*patterns: str) -> list[str]:
+    """Return the files of some patterns, relative to the root."""
+    return sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in ROOT.glob(pattern))
+
+
+CUDA_BINDINGS = files("csrc/bindings/cuda_*.cpp")
+CPU_SOURCES = [f for f in files("csrc/cpu/*.cpp", "csrc/bindings/*.cpp") if f not in CUDA_BINDINGS]
+# host files under csrc/cuda emulate the kernels: the tests compile them, no module holds them
+CUDA_SOURCES = [*files("csrc/cuda/*.cu"), *CUDA_BINDINGS]
+HEADERS = files("csrc/*/*.h")
 # ffp-contract: a fused multiply-add would make the float epilogue differ between instruction sets
 FLAGS = ["-std=c++17", "-O3", "-Wall", "-Wextra", "-ffp-contract=off", "-fvisibility=hidden"]
 FLAGS += ["-g0"]  # Python's own flags may ask for debug symbols: 4 MB instead of 0.3
@@ -59,11 +73,39 @@ def wanted_build() -> str:
     wanted = os.environ.get("PTQ4ADM_BUILD", "auto").lower()
     if wanted not in CHOICES:
         raise SystemExit(f"PTQ4ADM_BUILD={wanted}: expected one of {', '.join(CHOICES)}")
-    if wanted == "cuda":
-        raise SystemExit(
-            "PTQ4ADM_BUILD=cuda: this version has no CUDA sources yet; use cpu or auto"
-        )
     return wanted
+
+
+def plan_cuda(wanted: str) -> tuple[Path, list[str]] | None:
+    """Return nvcc and the architectures to build for, or None for no CUDA kernels.
+
+    ``auto`` builds them only where they can be used or were asked for: someone who has nvcc and no
+    GPU should not wait minutes for them.
+    """
+    if wanted not in ("auto", "cuda"):
+        return None
+    try:
+        archs = cuda_toolkit.wanted_archs()
+    except BuildError as error:  # also under auto: the variable is an explicit wish
+        raise SystemExit(str(error)) from error
+    try:
+        nvcc = cuda_toolkit.find_nvcc()
+        if nvcc is None:
+            raise BuildError(cuda_toolkit.missing_nvcc())
+        if wanted == "auto" and not (
+            os.environ.get("PTQ4ADM_CUDA_ARCHS") or cuda_toolkit.has_driver()
+        ):
+            raise BuildError(
+                f"{nvcc} is here, but no NVIDIA driver (libcuda.so.1); to build them all the same, "
+                "set PTQ4ADM_BUILD=cuda, or PTQ4ADM_CUDA_ARCHS"
+            )
+        cuda_toolkit.nvcc_release(nvcc)
+    except BuildError as error:
+        if wanted == "cuda":
+            raise SystemExit(f"PTQ4ADM_BUILD=cuda: {error}") from error
+        say(f"no CUDA kernels: {error}")
+        return None
+    return nvcc, archs
 
 
 class BuildExtension(build_ext):
@@ -73,65 +115,82 @@ class BuildExtension(build_ext):
         """Compile and link one extension.
 
         Raises:
-            CompileError: if the compiler is missing or fails. Setuptools turns this into a warning
+            CompileError: if a compiler is missing or fails. Setuptools turns this into a warning
                 for an optional extension, which is what ``auto`` builds.
         """
-        compiler = getattr(self.compiler, "compiler_so_cxx", self.compiler.compiler_so)
+        output = Path(self.get_ext_fullpath(ext.name))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        build = self._build_cuda if ext.name.endswith("._cuda") else self._build_cpu
+        build(ext, output)
+
+    def _build_cpu(self, ext: Extension, output: Path) -> None:
+        compiler = self._compiler()
         try:
             threads = self._thread_flags(compiler)
-            objects = self._compile(ext, [*compiler, *FLAGS, *threads])
+            command = [*compiler, *FLAGS, *threads, *self._includes()]
+            folder = Path(self.build_temp).resolve()
+            jobs = [
+                Job([*command, *self._known_flags(command, FILE_FLAGS.get(source.name, []))],
+                    source.resolve(), _object(folder, source))
+                for source in map(Path, ext.sources)
+            ]  # fmt: skip
+            compile_objects(folder, jobs)
         except (OSError, subprocess.CalledProcessError) as error:
             raise CompileError(
                 f"the CPU kernels cannot be compiled ({error}): install a C++17 compiler and "
                 "reinstall; without them only the slow backend 'reference' runs"
             ) from error
-        output = Path(self.get_ext_fullpath(ext.name))
-        output.parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(
-            objects, str(output), extra_postargs=threads, target_lang="c++"
+            [str(job.output) for job in jobs],
+            str(output),
+            extra_postargs=threads,
+            target_lang="c++",
         )
-        say(
-            f"built {output.name}, CPU kernels, threads by {threads[0]}; no CUDA kernels: this "
-            "version has none"
-        )
+        say(f"built {output.name}: CPU kernels, threads by {threads[0]}")
 
-    def _compile(self, ext: Extension, command: list[str]) -> list[str]:
-        """Compile the sources that changed and return the object files."""
-        import pybind11  # a build requirement: not there when only metadata is asked for
-
-        includes = [sysconfig.get_paths()["include"], pybind11.get_include()]
-        command = [*command, *(f"-I{folder}" for folder in includes)]
-        build_folder = Path(self.build_temp).resolve()
-        build_folder.mkdir(parents=True, exist_ok=True)
+    def _build_cuda(self, ext: Extension, output: Path) -> None:
+        assert cuda is not None
+        nvcc, archs = cuda
+        host = [*self._compiler(), *FLAGS, *cuda_toolkit.defines(archs), *self._includes()]
+        folder = (Path(self.build_temp) / "cuda").resolve()
         jobs = []
         for source in map(Path, ext.sources):
-            target = build_folder / f"{source.parent.name}-{source.stem}.o"
-            flags = self._known_flags(command, FILE_FLAGS.get(source.name, []))
-            jobs.append(([*command, *flags], source.resolve(), target))
-        if shutil.which("ninja"):
-            self._run_ninja(build_folder, jobs)
-        else:
-            for compile_command, source, target in jobs:
-                subprocess.run([*compile_command, "-c", source, "-o", target], check=True)
-        return [str(target) for _, _, target in jobs]
-
-    def _run_ninja(self, folder: Path, jobs: list[tuple[list[str], Path, Path]]) -> None:
-        """Write build.ninja, with header dependencies, and run it."""
-        lines = [
-            "rule cxx",
-            "  command = $cxx -MMD -MF $out.d -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-        ]
-        for compile_command, source, target in jobs:
-            output, given = (
-                str(path).replace("$", "$$").replace(":", "$:").replace(" ", "$ ")
-                for path in (target, source)
+            command = host
+            if source.suffix == ".cu":
+                chosen = cuda_toolkit.archs_of(source, archs)
+                if not chosen:  # a family that was not asked for
+                    continue
+                command = [
+                    *cuda_toolkit.compile_command(nvcc, source),
+                    *cuda_toolkit.code_flags(chosen),
+                ]
+            jobs.append(Job(command, source.resolve(), _object(folder, source)))
+        try:
+            compile_objects(folder, jobs)
+            self.compiler.link_shared_object(
+                [str(job.output) for job in jobs],
+                str(output),
+                # the runtime inside, and hidden: another one in the process, such as torch's, may
+                # be of another version
+                libraries=["cudart_static", "rt", "pthread", "dl"],
+                library_dirs=[str(path) for path in cuda_toolkit.library_folders(nvcc)],
+                extra_postargs=["-Wl,--exclude-libs,ALL"],
+                target_lang="c++",
             )
-            command = shlex.join(compile_command).replace("$", "$$")
-            lines += [f"build {output}: cxx {given}", f"  cxx = {command}"]
-        (folder / "build.ninja").write_text("\n".join(lines) + "\n")
-        subprocess.run(["ninja", "-C", folder], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise CompileError(
+                f"the CUDA kernels cannot be compiled ({error}): see the messages above; "
+                "PTQ4ADM_BUILD=cpu leaves them out"
+            ) from error
+        say(f"built {output.name}: CUDA kernels for {', '.join(archs)} by {nvcc}")
+
+    def _compiler(self) -> list[str]:
+        return list(getattr(self.compiler, "compiler_so_cxx", self.compiler.compiler_so))
+
+    def _includes(self) -> list[str]:
+        import pybind11  # a build requirement: not there when only metadata is asked for
+
+        return [f"-I{f}" for f in (sysconfig.get_paths()["include"], pybind11.get_include())]
 
     def _known_flags(self, compiler: list[str], flags: list[str]) -> list[str]:
         """Return the instruction set's flags if this compiler takes them all, else none."""
@@ -154,17 +213,23 @@ class BuildExtension(build_ext):
         return ["-pthread"]
 
 
+def _object(folder: Path, source: Path) -> Path:
+    """The object file of a source: names repeat between folders."""
+    return folder / f"{source.parent.name}-{source.stem}.o"
+
+
 wanted = wanted_build()
+cuda = plan_cuda(wanted)
+extensions = []
 if wanted == "python":
     say("PTQ4ADM_BUILD=python: no compiled kernels; only the slow backend 'reference' will run")
-extension = Extension(
-    "ptq4adm._cpu",
-    list(SOURCES),
-    depends=list(HEADERS),  # puts them into the source distribution
-    language="c++",
-    optional=wanted == "auto",
-)
-setup(
-    ext_modules=[] if wanted == "python" else [extension],
-    cmdclass={"build_ext": BuildExtension},
-)
+else:
+    # depends puts the headers into the source distribution
+    extensions.append(
+        Extension("ptq4adm._cpu", CPU_SOURCES, depends=HEADERS, optional=wanted == "auto")
+    )
+if cuda is not None:
+    extensions.append(
+        Extension("ptq4adm._cuda", CUDA_SOURCES, depends=HEADERS, optional=wanted == "auto")
+    )
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildExtension})

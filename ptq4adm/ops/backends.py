@@ -15,7 +15,7 @@ from functools import cache
 import torch
 
 from ptq4adm.errors import BackendUnavailableError, UnknownBackendError
-from ptq4adm.ops import cpu, triton_backend
+from ptq4adm.ops import cpu, cuda_backend, triton_backend
 from ptq4adm.ops.prepack import packed_shape, prepack, to_canonical
 
 __all__ = [
@@ -67,7 +67,8 @@ def resolve_backend(name: str, device: torch.device | str = "cpu") -> str:
 
     Args:
         name: a backend's name, or ``auto``: on the CPU the compiled backend if it is built, on a
-            CUDA device ``triton`` if it can run there, else ``reference``.
+            CUDA device ``triton`` if it can run there, else ``reference``. ``cuda`` is taken by
+            name only, as long as no recorded row shows where it is faster.
         device: where the tensors live.
 
     Returns:
@@ -110,7 +111,8 @@ def _resolve(name: str, device_type: str) -> str:
 
 def _report_device(name: BackendName) -> str:
     """The kind of device that a backend is for, on this machine."""
-    return "cuda" if name is BackendName.TRITON and torch.cuda.is_available() else "cpu"
+    is_for_gpus = name in (BackendName.TRITON, BackendName.CUDA)
+    return "cuda" if is_for_gpus and torch.cuda.is_available() else "cpu"
 
 
 def _status(name: BackendName, device_type: str) -> BackendStatus:
@@ -126,5 +128,7 @@ def _status(name: BackendName, device_type: str) -> BackendStatus:
         if reason is None:
             detail = triton_backend.describe(device_type)
     else:
-        reason = "this version has no CUDA kernels yet; use backend='triton', 'cpu' or 'reference'"
+        reason = cuda_backend.unavailable_reason(device_type)
+        if reason is None:
+            detail = cuda_backend.describe(device_type)
     return BackendStatus(name, reason is None, reason or detail, device_type)

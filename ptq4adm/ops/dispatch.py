@@ -11,26 +11,37 @@ from typing import Any
 
 from torch import Tensor
 
-from ptq4adm.errors import BackendUnavailableError, UnknownBackendError
-from ptq4adm.ops import cpu, cpu_activation, cpu_attention, reference, triton_backend
+from ptq4adm.errors import UnknownBackendError
+from ptq4adm.ops import (
+    cpu,
+    cpu_activation,
+    cpu_attention,
+    cuda_backend,
+    reference,
+    triton_backend,
+)
 from ptq4adm.ops.arguments import Matmul, MatmulOptions
 from ptq4adm.ops.schema import LIBRARY, OPERATORS, pop_geometry
 
+# backend ``cuda`` has products of its own; its quantizers and its attention are Triton's
 _LINEAR: dict[str, Callable[..., Tensor]] = {
     "reference": reference.linear,
     "cpu": cpu.linear,
     "triton": triton_backend.function("triton_matmul", "linear"),
+    "cuda": cuda_backend.function("cuda_matmul", "linear"),
 }
 _CONV2D: dict[str, Callable[..., Tensor]] = {
     "reference": reference.conv2d,
     "cpu": cpu.conv2d,
     "triton": triton_backend.function("triton_matmul", "conv2d"),
+    "cuda": cuda_backend.function("cuda_matmul", "conv2d"),
 }
 _QUANTIZERS: dict[str, dict[str, Callable[..., tuple[Tensor, Tensor]]]] = {
     name: {
         "reference": getattr(reference, name),
         "cpu": getattr(cpu_activation, name),
         "triton": triton_backend.function("triton_activation", name),
+        "cuda": cuda_backend.function("triton_activation", name),
     }
     for name in (
         "quantize_int8",
@@ -45,15 +56,12 @@ _ATTENTION: dict[str, Callable[..., Tensor]] = {
     "reference": reference.attention,
     "cpu": cpu_attention.attention,
     "triton": triton_backend.function("triton_attention", "attention"),
+    "cuda": cuda_backend.function("triton_attention", "attention"),
 }
 
 
 def _raise_missing(operator: str, backend: str, implementations: dict[str, Any]) -> None:
     usable = ", ".join(repr(name) for name in implementations)
-    if backend == "cuda":
-        raise BackendUnavailableError(
-            f"{operator}: backend {backend!r} does not have it in this version; use {usable}"
-        )
     raise UnknownBackendError(f"{operator}: backend {backend!r} is unknown; use {usable}")
 
 

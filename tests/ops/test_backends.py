@@ -8,13 +8,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ptq4adm import ops
 from ptq4adm.errors import BackendUnavailableError, UnknownBackendError
-from ptq4adm.ops import backends, compiled, cpu, triton_backend
+from ptq4adm.ops import backends, compiled, cpu, cuda_backend, triton_backend
 
 
 @pytest.fixture(autouse=True)
@@ -50,9 +51,134 @@ def test_unknown_name_raises() -> None:
         ops.resolve_backend("gpu")
 
 
-def test_backend_of_a_later_version_raises() -> None:
-    with pytest.raises(BackendUnavailableError, match="backend 'cuda' is not available"):
-        ops.resolve_backend("cuda")
+class _CudaError(RuntimeError):
+    pass
+
+
+class _FakeCuda:
+    """The compiled CUDA module on a machine with one GPU, or with what a test changes."""
+
+    CudaError = _CudaError
+
+    def __init__(self) -> None:
+        self.capability = (9, 0)
+        self.has_code = True
+        self.error: str | None = None
+
+    def archs(self) -> str:
+        return "80;89"
+
+    def runtime_version(self) -> int:
+        return 13000
+
+    def driver_version(self) -> int:
+        return 12040
+
+    def device_count(self) -> int:
+        if self.error is not None:
+            raise _CudaError(f"cudaGetDeviceCount: {self.error}")
+        return 1
+
+    def has_code_for(self, device: int) -> bool:
+        assert device == 0
+        return self.has_code
+
+    def device_info(self, device: int) -> SimpleNamespace:
+        assert device == 0
+        major, minor = self.capability
+        return SimpleNamespace(
+            name="a GPU",
+            major=major,
+            minor=minor,
+            multiprocessors=132,
+            shared_bytes_per_block=227 * 1024,
+        )
+
+
+def _forget_cuda() -> None:
+    for name in ("_import", "_load", "_machine_reason", "_device_reason"):
+        getattr(cuda_backend, name).cache_clear()
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[_FakeCuda]:
+    _forget_cuda()
+    fake = _FakeCuda()
+    monkeypatch.setitem(sys.modules, "ptq4adm._cuda", fake)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(triton_backend, "import_reason", lambda: None)
+    monkeypatch.setattr(triton_backend, "unavailable_reason", lambda device: None)  # noqa: ARG005
+    yield fake
+    monkeypatch.undo()
+    _forget_cuda()
+
+
+def test_cuda_that_is_not_built_raises_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    _forget_cuda()
+    monkeypatch.setitem(sys.modules, "ptq4adm._cuda", None)
+    message = r"backend 'cuda' is not available: .*_cuda cannot be imported .*PTQ4ADM_BUILD=cuda"
+    x = torch.zeros(2, 4)
+    for call in (
+        lambda: ops.resolve_backend("cuda", "cuda"),
+        lambda: ops.quantize_int8(x, backend="cuda"),
+        lambda: torch.ops.ptq4adm.geglu_quantize(x, backend="cuda"),
+    ):
+        with pytest.raises(BackendUnavailableError, match=message):
+            call()
+    _forget_cuda()
+
+
+def test_cuda_is_taken_by_name_and_says_what_it_runs_on(fake_cuda: _FakeCuda) -> None:  # noqa: ARG001
+    assert ops.resolve_backend("cuda", "cuda") == "cuda"
+    status = backends._status(ops.BackendName.CUDA, "cuda")
+    assert status.available
+    assert status.detail == (
+        "built for 80;89, on a GPU (compute capability 9.0, 132 multiprocessors, 227 KiB shared "
+        "memory a block)"
+    )
+
+
+def test_cuda_on_cpu_tensors_is_refused(fake_cuda: _FakeCuda) -> None:  # noqa: ARG001
+    with pytest.raises(BackendUnavailableError, match="run on CUDA devices, not on 'cpu'"):
+        ops.resolve_backend("cuda", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"error": "no CUDA-capable device is detected (cudaErrorNoDevice)"},
+            r"cudaGetDeviceCount: no CUDA-capable device is detected \(cudaErrorNoDevice\); the "
+            r"module is built with CUDA 13.0, the driver is for 12.4; use backend='triton'",
+        ),
+        ({"capability": (7, 5)}, "a GPU has compute capability 7.5; the kernels need 8.0 or newer"),
+        (
+            {"has_code": False, "capability": (12, 0)},
+            "compute capability 12.0, and the module is built for 80;89; reinstall with "
+            "PTQ4ADM_BUILD=cuda PTQ4ADM_CUDA_ARCHS=120",
+        ),
+    ],
+)
+def test_cuda_says_why_a_machine_cannot_run_it(
+    fake_cuda: _FakeCuda, change: dict[str, object], message: str
+) -> None:
+    for name, value in change.items():
+        setattr(fake_cuda, name, value)
+    with pytest.raises(BackendUnavailableError, match=message):
+        ops.resolve_backend("cuda", "cuda")
+
+
+def test_cuda_needs_triton_and_a_torch_that_sees_the_gpu(
+    fake_cuda: _FakeCuda,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendUnavailableError, match="this torch does not"):
+        ops.resolve_backend("cuda", "cuda")
+    monkeypatch.setattr(triton_backend, "import_reason", lambda: "there is no triton")
+    with pytest.raises(BackendUnavailableError, match="quantizers are Triton's, and there is no"):
+        ops.resolve_backend("cuda", "cuda")
 
 
 @pytest.fixture
@@ -147,8 +273,8 @@ def test_report_names_every_backend_and_why_it_is_missing() -> None:
     report = {status.name.value: status for status in ops.backend_report()}
     assert list(report) == ["reference", "cpu", "triton", "cuda"]
     assert report["reference"].available
-    assert not report["cuda"].available
-    assert "use backend='triton', 'cpu' or 'reference'" in report["cuda"].detail
+    if not report["cuda"].available:
+        assert "use backend='triton', 'cpu' or 'reference'" in report["cuda"].detail
 
 
 def test_report_of_the_cpu_names_instruction_set_and_threads() -> None:

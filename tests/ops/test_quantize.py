@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from ptq4adm.errors import (
-    BackendUnavailableError,
     ConfigError,
     NonFiniteError,
     ShapeError,
@@ -162,13 +161,6 @@ def test_geglu_quantize_is_its_parts() -> None:
             y = y.clamp(-127 * 0.02, 127 * 0.02)
         steps = (x_q - y / scale.reshape(-1, 1)).abs()
         assert float(steps.max()) <= 0.501
-
-
-def test_fused_operators_say_that_a_backend_lacks_them() -> None:
-    with pytest.raises(
-        BackendUnavailableError, match="geglu_quantize: backend 'cuda' does not have"
-    ):
-        torch.ops.ptq4adm.geglu_quantize(torch.randn(2, 4), backend="cuda")
 
 
 def test_fused_operators_refuse_other_shapes() -> None:
