@@ -1,10 +1,8 @@
 // The matrix products on the emulator, as a Python module for the tests: the same body, the same
 // binding, no GPU.
 
-#include <pybind11/pybind11.h>
-
+#include "../bindings/cuda_params.h"
 #include "emulator.h"
-#include "../bindings/cuda_matmul.h"
 #include "matmul_variants.h"
 
 namespace py = pybind11;
@@ -45,7 +43,14 @@ const char* launch_matmul(const Params& params, int bits, bool is_convolution, c
 
 PYBIND11_MODULE(matmul_emulated, module) {
   using namespace ptq4adm;
-  bind_matmul(module);
+  bindings::bind_params(module);
+  bindings::bind_tiles(module);
+  module.def("matmul_tiles", &matmul_tiles);
+  module.def("matmul", [](const Params& params, int bits, bool is_convolution, int block_m,
+                          int block_n, int /*device*/, std::uintptr_t /*stream*/) {
+    const char* reason = launch_matmul(params, bits, is_convolution, {block_m, block_n}, nullptr);
+    if (reason != nullptr) throw std::invalid_argument(reason);
+  });
   module.def("register_memory", [](std::uintptr_t start, size_t bytes, bool is_written,
                                    const std::string& name) {
     emulator::register_memory(reinterpret_cast<const void*>(start), bytes,

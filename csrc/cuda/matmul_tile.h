@@ -62,19 +62,13 @@ struct WeightFragment {
 // Where a lane's part of the weight lies.
 template <class Tile, Weight kWeight>
 struct WeightReader {
-  const char* weight;
-  const uint8_t* w_mult;
   uint32_t unit[Tile::kUnits];  // offsets at the segment's first step; a weight is below 4 GiB
   uint32_t multiplier[Tile::kUnits];
-  uint32_t half;  // from a channel's multipliers to those of the channel of the other half
 
   PTQ4ADM_DEVICE WeightReader(const Params& params, int thread, int first_column, int segment) {
     const int lane = thread % kLanes;
-    weight = static_cast<const char*>(params.qweight);
-    w_mult = params.w_mult;
     const int blocks = params.blocks[0] + params.blocks[1];
     const int first_block = segment == 0 ? 0 : params.blocks[0];
-    half = 8 * blocks;
     const int panels = (params.N + kUnitChannels - 1) / kUnitChannels;
     PTQ4ADM_UNROLL
     for (int u = 0; u < Tile::kUnits; ++u) {
@@ -90,19 +84,21 @@ struct WeightReader {
     }
   }
 
-  PTQ4ADM_DEVICE void read(WeightFragment<Tile, kWeight>& fragment, int step) const {
+  PTQ4ADM_DEVICE void read(WeightFragment<Tile, kWeight>& fragment, const Params& params,
+                           int step) const {
     PTQ4ADM_UNROLL
     for (int u = 0; u < Tile::kUnits; ++u) {
       PTQ4ADM_UNROLL
       for (int part = 0; part < fragment.kParts; ++part) {
         const char* address =
-            weight + (unit[u] + step * unit_bytes(kWeight) + part * kUnitStepBytes);
+            static_cast<const char*>(params.qweight) + (unit[u] + step * unit_bytes(kWeight) + part * kUnitStepBytes);
         // another row of warps reads it as well: from L1
         fragment.part[u][part] =
             Tile::kWarpsM > 1 ? load_16(address) : load_stream_16(address);
       }
       if constexpr (kWeight == Weight::kInt4Groups) {
-        const uint8_t* address = w_mult + (multiplier[u] + step);
+        const uint8_t* address = params.w_mult + (multiplier[u] + step);
+        const int half = 8 * (params.blocks[0] + params.blocks[1]);
         fragment.multiplier[u] = load(address) | load(address + half) << 8;
       }
     }
@@ -154,37 +150,35 @@ PTQ4ADM_DEVICE void accumulate(typename Tile::Sums& acc, const Params& params, i
   char* buffer = shared_memory() + Tile::kBuffer;
   const int thread = hidden(thread_index());
   Loader loader(params, shared_memory() + Tile::kPlaces, thread, first_row, segment, first);
-  int left = last - first;  // steps that are not on their way
   PTQ4ADM_UNROLL
   for (int stage = 0; stage < Tile::kStages - 1; ++stage) {
-    if (left > 0) {
+    if (first + stage < last) {
       loader.copy(params, buffer + stage * Tile::kStageBytes);
       loader.advance(params);
-      --left;
     }
     copy_async_commit();
   }
   const WeightReader<Tile, kWeight> reader(params, thread, first_column, segment);
   WeightFragment<Tile, kWeight> fragment;
-  reader.read(fragment, first);
-  int stage = 0;                     // to multiply
-  int free_stage = Tile::kStages - 1;  // multiplied a step ago
+  reader.read(fragment, params, first);
+  static_assert((Tile::kStages & (Tile::kStages - 1)) == 0, "stages are counted by a mask");
+  int stage = 0;
   PTQ4ADM_ROLLED
   for (int step = first; step < last; ++step) {
     copy_async_wait<Tile::kStages - 2>();
     block_barrier();
-    if (left > 0) {
+    if (step + Tile::kStages - 1 < last) {
+      // into the stage that everyone multiplied a step ago
+      const int free_stage = (stage + Tile::kStages - 1) & (Tile::kStages - 1);
       loader.copy(params, buffer + free_stage * Tile::kStageBytes);
       loader.advance(params);
-      --left;
     }
     copy_async_commit();
     WeightFragment<Tile, kWeight> next;
-    reader.read(next, step + 1 < last ? step + 1 : step);
+    reader.read(next, params, step + 1 < last ? step + 1 : step);
     multiply_step<Tile, kWeight>(acc, buffer + stage * Tile::kStageBytes, thread, fragment);
     fragment = next;
-    free_stage = stage;
-    stage = stage + 1 == Tile::kStages ? 0 : stage + 1;
+    stage = (stage + 1) & (Tile::kStages - 1);
   }
   copy_async_wait<0>();
   block_barrier();
