@@ -77,14 +77,15 @@ def parse_resources(log: str) -> list[Resources]:
 
 
 def demangled(names: Sequence[str]) -> dict[str, str]:
-    """Return the C++ names without parameter lists; as they are where c++filt is missing."""
+    """Return the C++ names, short, without parameters; as they are where c++filt is missing."""
     if not names or shutil.which("c++filt") is None:
         return {name: name for name in names}
     done = subprocess.run(
         ["c++filt", "-p"], input="\n".join(names), capture_output=True, text=True, check=True
     )
-    readable = (line.replace("(anonymous namespace)::", "") for line in done.stdout.splitlines())
-    return dict(zip(names, (re.sub(r"^void ", "", line) for line in readable), strict=True))
+    noise = re.compile(r"^void |\(anonymous namespace\)::|ptq4adm::")
+    readable = (noise.sub("", line) for line in done.stdout.splitlines())
+    return dict(zip(names, readable, strict=True))
 
 
 def table(resources: Sequence[Resources]) -> str:

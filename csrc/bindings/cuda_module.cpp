@@ -11,6 +11,8 @@
 namespace py = pybind11;
 using namespace py::literals;
 
+void bind_cuda_matmul(py::module_& module);  // cuda_matmul.cpp
+
 namespace {
 
 using Address = std::uintptr_t;  // 0 is a null pointer, and as a stream CUDA's default stream
@@ -53,6 +55,7 @@ void bind_devices(py::module_& module) {
 PYBIND11_MODULE(_cuda, module) {
   module.doc() = "Compiled CUDA kernels of ptq4adm; ptq4adm.ops checks what it passes here.";
   bind_devices(module);
+  bind_cuda_matmul(module);
   module.def(
       "probe",
       [](int device, Address out, int64_t count, Address stream) {

@@ -55,8 +55,9 @@ void check_cuda(int code, const char* action) {
   cudaGetLastError();
   std::string text = std::string(action) + ": " + error_text(code);
   if (is_sticky(code)) {
-    text += "; a kernel that ran earlier broke this process's CUDA context, so nothing runs on the ";
-    text += "GPU any more: start Python again, with CUDA_LAUNCH_BLOCKING=1 to learn which it was";
+    text +=
+        "; an earlier kernel broke this process's CUDA context and nothing runs on the GPU any ";
+    text += "more: start Python again, with CUDA_LAUNCH_BLOCKING=1 to learn which kernel it was";
   }
   throw CudaError(text, code);
 }
