@@ -53,6 +53,15 @@ def test_load_matrix_gives_each_lane_its_part_of_a_row(instructions: ModuleType)
     assert np.array_equal(got, matrices.T)
 
 
+def test_quarters_of_a_tile_are_the_left_operand(instructions: ModuleType) -> None:
+    """Upper left, lower left, upper right, lower right of 16 x 32 bytes."""
+    tile = np.random.default_rng(9).integers(0, 256, (16, 32), dtype=np.uint8)
+    rows = [32 * (lane % 16) + 16 * (lane // 16) for lane in LANES]
+    got = instructions.load_matrix_x4(tile.reshape(-1), np.array(rows, dtype=np.int32))
+    wanted = np.array([[tile[_manual_a(lane, i)] for i in range(16)] for lane in LANES])
+    assert np.array_equal(wanted.view(np.uint32), got)
+
+
 def test_rows_of_a_matrix_may_be_shared(instructions: ModuleType) -> None:
     memory = np.arange(16, dtype=np.uint8)
     got = instructions.load_matrix_x4(memory, np.zeros(32, dtype=np.int32))
