@@ -180,14 +180,16 @@ PTQ4ADM_DEVICE void finish_group(const Params& params, void* out, const char* re
   const int column = is_gated ? group / 4 * 32 + group % 4 * kGroup : group * kGroup;
   const int64_t offset = static_cast<int64_t>(row) * channels + channel;
   if (params.out_dtype == Dtype::kInt32) {
-    store_words(out, offset, load_16(results + stage_offset(staged_row, column, kColumns)), count, params.is_wide);
+    store_words(out, offset, load_16(results + stage_offset(staged_row, column, kColumns)), count,
+                params.is_wide);
     return;
   }
   float y[kGroup], gate[kGroup] = {};
   // the gates first, then their values, by the same code
   PTQ4ADM_ROLLED
   for (int side = is_gated ? 1 : 0; side >= 0; --side) {
-    const Bytes16 words = load_16(results + stage_offset(staged_row, column + side * kUnitChannels, kColumns));
+    const Bytes16 words =
+        load_16(results + stage_offset(staged_row, column + side * kUnitChannels, kColumns));
     PTQ4ADM_UNROLL
     for (int i = 0; i < kGroup; ++i) y[i] = float_bits(words.word[i]);
     add_terms(y, params, row, channel + side * channels, count);

@@ -1,16 +1,17 @@
 // Where every number of a tile lies: in the registers of mma.m16n8k32, in shared memory, and in the
 // weight. Pure functions of integers, the same on the host and the device.
 //
-//   A [16 rows, 32 k]   register i of a lane: row lane / 4 + 8 (i % 2), k = 4 (lane % 4) + 16 (i / 2)
-//   B [32 k, 8 columns] register i of a lane: column lane / 4, k = 4 (lane % 4) + 16 i
-//   C [16, 8] int32     register i of a lane: row lane / 4 + 8 (i / 2), column 2 (lane % 4) + i % 2
+//   A [16 rows, 32 k]   register i of a lane: row lane / 4 + 8 (i % 2), k = 4 (lane % 4) + 16 (i /
+//   2) B [32 k, 8 columns] register i of a lane: column lane / 4, k = 4 (lane % 4) + 16 i C [16, 8]
+//   int32     register i of a lane: row lane / 4 + 8 (i / 2), column 2 (lane % 4) + i % 2
 //
-// A is the activations (rows are tokens or pixels), B the weight (columns are output channels). Four
-// consecutive k of a register are its four bytes.
+// A is the activations (rows are tokens or pixels), B the weight (columns are output channels).
+// Four consecutive k of a register are its four bytes.
 //
 // Order of the weight (`cuda` in ptq4adm/ops/prepack.py): units of 16 channels by 64 k, all k of 16
-// channels in turn. 64 k is the block of the canonical order, so a unit never straddles two taps and
-// has one multiplier a channel; 16 channels make a lane's part of it 16 bytes at 4 bits: one load.
+// channels in turn. 64 k is the block of the canonical order, so a unit never straddles two taps
+// and has one multiplier a channel; 16 channels make a lane's part of it 16 bytes at 4 bits: one
+// load.
 //
 //   4 bits, 512 bytes:  [lane][half of the channels h][step of 32 k j]   32-bit words
 //                       byte b of a word   | k + 16 | k |      channel 8 h + lane / 4,
@@ -74,16 +75,16 @@ PTQ4ADM_BOTH constexpr int a_chunk(int lane, int k_step) { return 2 * k_step + l
 PTQ4ADM_BOTH constexpr int c_row(int lane, int i) { return lane / 4 + 8 * (i / 2); }
 PTQ4ADM_BOTH constexpr int c_column(int lane, int i) { return 2 * (lane % 4) + i % 2; }
 
-// Byte of a column of a staged row of `columns` 32-bit words. A thread writes pairs of neighbours, a
-// half-warp four rows of four pairs: exchanging eights of columns by the row puts those rows on
+// Byte of a column of a staged row of `columns` 32-bit words. A thread writes pairs of neighbours,
+// a half-warp four rows of four pairs: exchanging eights of columns by the row puts those rows on
 // different banks. Who reads a line reads all of it, so any exchange within 128 bytes will do.
 PTQ4ADM_BOTH constexpr int stage_offset(int row, int column, int columns) {
   return (row * columns + (column ^ (row % 4 * 8))) * 4;
 }
 
 // Output channel of a column of a tile, N or more if there is none. A gated tile holds sixteen
-// values, their sixteen gates, sixteen values ...: whole units, so the weight's order is that of the
-// plain product. N / 2 is then a multiple of 16.
+// values, their sixteen gates, sixteen values ...: whole units, so the weight's order is that of
+// the plain product. N / 2 is then a multiple of 16.
 PTQ4ADM_BOTH constexpr int tile_channel(int first_column, int column, int N, bool is_gated) {
   if (!is_gated) return first_column + column;
   const int channel = first_column / 2 + column / 32 * 16 + column % 16;

@@ -33,7 +33,8 @@ const char* launch_matmul(const Params& params, int bits, bool is_convolution, c
     using Shape = decltype(shape);
     if (Shape::kBlockM != tile.block_m || Shape::kBlockN != tile.block_n) return;
     const Weight weight = weight_of(params, bits);
-    is_convolution ? run<Shape, PixelLoader>(params, weight) : run<Shape, RowLoader>(params, weight);
+    is_convolution ? run<Shape, PixelLoader>(params, weight)
+                   : run<Shape, RowLoader>(params, weight);
     reason = nullptr;
   });
   return reason;
@@ -51,12 +52,12 @@ PYBIND11_MODULE(matmul_emulated, module) {
     const char* reason = launch_matmul(params, bits, is_convolution, {block_m, block_n}, nullptr);
     if (reason != nullptr) throw std::invalid_argument(reason);
   });
-  module.def("register_memory", [](std::uintptr_t start, size_t bytes, bool is_written,
-                                   const std::string& name) {
-    emulator::register_memory(reinterpret_cast<const void*>(start), bytes,
-                              is_written ? emulator::Access::kReadWrite : emulator::Access::kRead,
-                              name);
-  });
+  module.def("register_memory",
+             [](std::uintptr_t start, size_t bytes, bool is_written, const std::string& name) {
+               emulator::register_memory(
+                   reinterpret_cast<const void*>(start), bytes,
+                   is_written ? emulator::Access::kReadWrite : emulator::Access::kRead, name);
+             });
   module.def("forget_memory", &emulator::forget_memory);
 
   // the maps of fragments.h, for tests that count bank conflicts and compare layouts

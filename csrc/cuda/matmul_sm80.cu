@@ -7,15 +7,26 @@
 namespace ptq4adm {
 namespace {
 
-// Two blocks of 8 warps, or four of 4, on a multiprocessor: 128 registers a thread, of which 64 x 32
-// sums a warp are 64. Four rows of pixels a thread beside them take a few more: three blocks.
-template <class Shape, template <int, int> class LoaderOf>
-constexpr int kBlocks = 512 / Shape::kThreads;
-template <>
-constexpr int kBlocks<Tile128x64, PixelLoader> = 3;
+// Shared memory of a multiprocessor, of which every block takes 1 KiB besides its own.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890)
+constexpr int kSharedBytes = 100 * 1024;
+#else
+constexpr int kSharedBytes = 164 * 1024;
+#endif
+
+// Blocks that should fit on a multiprocessor together: they set how many registers a thread may
+// have. 128 are enough for two blocks of 8 warps, or four of 4, with 64 x 32 sums a warp; the four
+// rows a thread of 128 x 64 take a few more. Where shared memory admits fewer blocks, registers
+// need not be saved.
+template <class Shape>
+constexpr int blocks_together() {
+  constexpr int by_registers = Shape::kLoaderRows == 4 ? 3 : 512 / Shape::kThreads;
+  constexpr int by_memory = kSharedBytes / (Shape::shared_bytes(false) + 1024);
+  return by_memory < by_registers ? by_memory : by_registers;
+}
 
 template <class Shape, Weight kWeight, template <int, int> class LoaderOf>
-__global__ void __launch_bounds__(Shape::kThreads, kBlocks<Shape, LoaderOf>)
+__global__ void __launch_bounds__(Shape::kThreads, blocks_together<Shape>())
     matmul_kernel(const __grid_constant__ Params params) {
   matmul_tile<Shape, kWeight, LoaderOf>(params);
 }
@@ -34,9 +45,9 @@ cudaError_t launch(Kernel kernel, const Params& params, const TileInfo& info, in
   const dim3 grid(tile_count(params, info.tile), params.splits);
   // above what a block has without asking; cheap, and right for whatever device is current
   if (shared_bytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-        shared_bytes);
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
     if (error != cudaSuccess) return error;
   }
   Params copy = params;
@@ -59,8 +70,8 @@ const char* launch_matmul(const Params& params, int bits, bool is_convolution, c
     const Kernel kernel = is_convolution ? kernel_of<Shape, PixelLoader>(weight)
                                          : kernel_of<Shape, RowLoader>(weight);
     const int shared_bytes = Shape::shared_bytes(params.blocks[1] > 0);
-    const cudaError_t error = launch(kernel, params, tile_info<Shape>(), shared_bytes,
-                                     static_cast<cudaStream_t>(stream));
+    const cudaError_t error =
+        launch(kernel, params, tile_info<Shape>(), shared_bytes, static_cast<cudaStream_t>(stream));
     reason = error == cudaSuccess ? nullptr : cudaGetErrorString(error);
   });
   return reason;

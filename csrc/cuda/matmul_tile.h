@@ -90,11 +90,10 @@ struct WeightReader {
     for (int u = 0; u < Tile::kUnits; ++u) {
       PTQ4ADM_UNROLL
       for (int part = 0; part < fragment.kParts; ++part) {
-        const char* address =
-            static_cast<const char*>(params.qweight) + (unit[u] + step * unit_bytes(kWeight) + part * kUnitStepBytes);
+        const char* address = static_cast<const char*>(params.qweight) +
+                              (unit[u] + step * unit_bytes(kWeight) + part * kUnitStepBytes);
         // another row of warps reads it as well: from L1
-        fragment.part[u][part] =
-            Tile::kWarpsM > 1 ? load_16(address) : load_stream_16(address);
+        fragment.part[u][part] = Tile::kWarpsM > 1 ? load_16(address) : load_stream_16(address);
       }
       if constexpr (kWeight == Weight::kInt4Groups) {
         const uint8_t* address = params.w_mult + (multiplier[u] + step);
@@ -113,7 +112,8 @@ PTQ4ADM_DEVICE void decode(uint32_t (&b)[2], const WeightFragment<Tile, kWeight>
     b[0] = fragment.part[u][j].word[2 * h];
     b[1] = fragment.part[u][j].word[2 * h + 1];
   } else if constexpr (kWeight == Weight::kInt4Groups) {
-    decode_int4_groups(b, fragment.part[u][0].word[2 * h + j], fragment.multiplier[u] >> (8 * h) & 0xffu);
+    decode_int4_groups(b, fragment.part[u][0].word[2 * h + j],
+                       fragment.multiplier[u] >> (8 * h) & 0xffu);
   } else {
     decode_int4(b, fragment.part[u][0].word[2 * h + j]);
   }
@@ -129,8 +129,7 @@ PTQ4ADM_DEVICE void multiply_step(typename Tile::Sums& acc, const char* tile, in
     uint32_t a[Tile::kRowFragments][4];
     PTQ4ADM_UNROLL
     for (int i = 0; i < Tile::kRowFragments; ++i) {
-      load_matrix_x4(a[i], tile + tile_offset(first_row + 16 * i + a_row(lane),
-                                              a_chunk(lane, j)));
+      load_matrix_x4(a[i], tile + tile_offset(first_row + 16 * i + a_row(lane), a_chunk(lane, j)));
     }
     PTQ4ADM_UNROLL
     for (int f = 0; f < Tile::kColumnFragments; ++f) {
@@ -142,14 +141,29 @@ PTQ4ADM_DEVICE void multiply_step(typename Tile::Sums& acc, const char* tile, in
   }
 }
 
+// Where a block's tile begins. Channels run fastest: blocks that run together read the same rows.
+struct TilePlace {
+  int row, column;
+};
+
+// Computed anew wherever it is needed, so that nothing of it lives through the main loop.
+template <class Tile>
+PTQ4ADM_DEVICE TilePlace tile_place(const Params& params) {
+  const int tile = hidden(block_index(0));
+  const int tiles_n = (params.N + Tile::kBlockN - 1) / Tile::kBlockN;
+  const int tile_m = tile / tiles_n;
+  return {tile_m * Tile::kBlockM, (tile - tile_m * tiles_n) * Tile::kBlockN};
+}
+
 // Add the steps first .. last - 1 of a segment to the sums. Ends with a barrier.
 template <class Tile, Weight kWeight, class Loader>
-PTQ4ADM_DEVICE void accumulate(typename Tile::Sums& acc, const Params& params, int first_row,
-                               int first_column, int segment, int first, int last) {
+PTQ4ADM_DEVICE void accumulate(typename Tile::Sums& acc, const Params& params, int segment,
+                               int first, int last) {
   if (first >= last) return;
+  const TilePlace place = tile_place<Tile>(params);
   char* buffer = shared_memory() + Tile::kBuffer;
   const int thread = hidden(thread_index());
-  Loader loader(params, shared_memory() + Tile::kPlaces, thread, first_row, segment, first);
+  Loader loader(params, shared_memory() + Tile::kPlaces, thread, place.row, segment, first);
   PTQ4ADM_UNROLL
   for (int stage = 0; stage < Tile::kStages - 1; ++stage) {
     if (first + stage < last) {
@@ -158,7 +172,7 @@ PTQ4ADM_DEVICE void accumulate(typename Tile::Sums& acc, const Params& params, i
     }
     copy_async_commit();
   }
-  const WeightReader<Tile, kWeight> reader(params, thread, first_column, segment);
+  const WeightReader<Tile, kWeight> reader(params, thread, place.column, segment);
   WeightFragment<Tile, kWeight> fragment;
   reader.read(fragment, params, first);
   static_assert((Tile::kStages & (Tile::kStages - 1)) == 0, "stages are counted by a mask");
@@ -261,13 +275,14 @@ PTQ4ADM_DEVICE bool arrive(const typename Tile::Sums& acc, const Params& params)
 // same thread left there of the first.
 template <class Tile, Weight kWeight>
 PTQ4ADM_DEVICE void stage_sums(const typename Tile::Sums& acc, const Params& params, char* results,
-                               int first_row, int segment) {
+                               int segment) {
   constexpr int kShift = kWeight == Weight::kInt4 ? 4 : 0;  // decode_int4 leaves 16 w
   const int thread = hidden(thread_index());
   const int lane = thread % kLanes;
   const int warp_row = thread / kLanes / Tile::kWarpsN * Tile::kWarpM;
   const int warp_column = thread / kLanes % Tile::kWarpsN * Tile::kWarpN;
   const bool is_int32 = params.out_dtype == Dtype::kInt32;
+  const int first_row = tile_place<Tile>(params).row;
   const Scale x_scale = segment == 0 ? params.x_scale[0] : params.x_scale[1];
   const float uniform = uniform_scale(x_scale, params.step);
   PTQ4ADM_UNROLL
@@ -282,8 +297,8 @@ PTQ4ADM_DEVICE void stage_sums(const typename Tile::Sums& acc, const Params& par
       PTQ4ADM_UNROLL
       for (int f = 0; f < Tile::kColumnFragments; ++f) {
         const int column = warp_column + 8 * f + c_column(lane, 0);
-        uint64_t* place = reinterpret_cast<uint64_t*>(
-            results + stage_offset(row, column, Tile::kBlockN));
+        uint64_t* place =
+            reinterpret_cast<uint64_t*>(results + stage_offset(row, column, Tile::kBlockN));
         uint64_t both = 0;
         if (segment == 1 && !is_int32) both = load(place);
         uint32_t word[2];
@@ -303,8 +318,8 @@ PTQ4ADM_DEVICE void stage_sums(const typename Tile::Sums& acc, const Params& par
 
 // Store what is staged: all terms that are left of equation (1).
 template <class Tile>
-PTQ4ADM_DEVICE void store_results(const Params& params, const char* results, void* out,
-                                  int first_row, int first_column) {
+PTQ4ADM_DEVICE void store_results(const Params& params, const char* results, void* out) {
+  const TilePlace place = tile_place<Tile>(params);
   const int groups = Tile::kBlockN / kGroup / (params.is_gated ? 2 : 1);
   float reciprocal = 1.0f;
   if (params.out_dtype == Dtype::kInt8) {
@@ -313,22 +328,17 @@ PTQ4ADM_DEVICE void store_results(const Params& params, const char* results, voi
   PTQ4ADM_ROLLED
   for (int item = hidden(thread_index()); item < Tile::kBlockM * groups; item += Tile::kThreads) {
     const int row = item / groups;
-    finish_group<Tile::kBlockN>(params, out, results, first_row, row, first_column,
+    finish_group<Tile::kBlockN>(params, out, results, place.row, row, place.column,
                                 item - row * groups, reciprocal);
   }
 }
 
 // --- the kernel ---------------------------------------------------------------------------------
 
-// Grid: tiles of the product (channels fastest: blocks that run together read the same rows) by
-// splits.
+// Grid: tiles of the product by splits.
 template <class Tile, Weight kWeight, template <int, int> class LoaderOf>
 PTQ4ADM_DEVICE void matmul_tile(const Params& params) {
   using Loader = LoaderOf<Tile::kThreads, Tile::kLoaderRows>;
-  const int tiles_n = (params.N + Tile::kBlockN - 1) / Tile::kBlockN;
-  const int tile_m = block_index(0) / tiles_n;
-  const int first_row = tile_m * Tile::kBlockM;
-  const int first_column = (block_index(0) - tile_m * tiles_n) * Tile::kBlockN;
   const bool has_two_segments = params.blocks[1] > 0;
   char* results = shared_memory() + Tile::result_offset(has_two_segments);
 
@@ -336,8 +346,7 @@ PTQ4ADM_DEVICE void matmul_tile(const Params& params) {
   int segment = 0, first = 0, last = params.blocks[0];
   if (params.splits > 1) {
     segment = block_index(1) >= params.first_splits ? 1 : 0;
-    const int splits =
-        segment == 0 ? params.first_splits : params.splits - params.first_splits;
+    const int splits = segment == 0 ? params.first_splits : params.splits - params.first_splits;
     const int split = block_index(1) - (segment == 0 ? 0 : params.first_splits);
     const int steps = params.blocks[segment];
     const int share = (steps + splits - 1) / splits;
@@ -356,7 +365,7 @@ PTQ4ADM_DEVICE void matmul_tile(const Params& params) {
       sum_slabs<Tile>(acc, params, segment == 0 ? 0 : params.first_splits,
                       is_first ? params.first_splits : params.splits);
     } else {
-      accumulate<Tile, kWeight, Loader>(acc, params, first_row, first_column, segment, first, last);
+      accumulate<Tile, kWeight, Loader>(acc, params, segment, first, last);
       if (params.splits > 1) {
         if (!arrive<Tile>(acc, params)) return;
         is_reducing = true;
@@ -364,13 +373,13 @@ PTQ4ADM_DEVICE void matmul_tile(const Params& params) {
         continue;
       }
     }
-    stage_sums<Tile, kWeight>(acc, params, results, first_row, segment);
+    stage_sums<Tile, kWeight>(acc, params, results, segment);
     const bool is_last = segment == 1 || !has_two_segments;
     const bool is_int32 = params.out_dtype == Dtype::kInt32;
     if (is_last || is_int32) {
       block_barrier();
-      store_results<Tile>(params, results, is_int32 && segment == 1 ? params.out[1] : params.out[0], first_row,
-                          first_column);
+      store_results<Tile>(params, results,
+                          is_int32 && segment == 1 ? params.out[1] : params.out[0]);
       if (is_last) return;
       block_barrier();
     }

@@ -34,10 +34,10 @@ enum class Enlargement : int32_t { kNone, kDouble, kAny };
 
 // Where the pixels of a convolution lie. A product of rows has none of it.
 struct Window {
-  int32_t height, width;                    // of the image in memory
-  int32_t rows, columns;                    // after nearest upsampling
-  int32_t out_height, out_width;            //
-  int32_t kernel_width;                     // kernel rows follow from the number of taps
+  int32_t height, width;          // of the image in memory
+  int32_t rows, columns;          // after nearest upsampling
+  int32_t out_height, out_width;  //
+  int32_t kernel_width;           // kernel rows follow from the number of taps
   int32_t stride[2], padding[2], dilation[2];
   Enlargement enlargement;
 };

@@ -1,10 +1,11 @@
-// Which bytes of the activations a thread copies: rows of a matrix, or pixels under a kernel's taps.
+// Which bytes of the activations a thread copies: rows of a matrix, or pixels under a kernel's
+// taps.
 //
-// Both loaders have the same face. Each thread serves one chunk of 16 k of kRows rows of the tile, a
-// stride apart. A loader begins at a step of a segment; `copy` copies that step's chunks, `advance`
-// goes to the next step. The main loop has few registers to spare, so what is wanted seldom (where
-// the first tap of each pixel lies) is kept in shared memory, `places`, written by the block before
-// a barrier that the constructor holds.
+// Both loaders have the same face. Each thread serves one chunk of 16 k of kRows rows of the tile,
+// a stride apart. A loader begins at a step of a segment; `copy` copies that step's chunks,
+// `advance` goes to the next step. The main loop has few registers to spare, so what is wanted
+// seldom (where the first tap of each pixel lies) is kept in shared memory, `places`, written by
+// the block before a barrier that the constructor holds.
 
 #pragma once
 
@@ -93,8 +94,8 @@ struct RowLoader {
     PTQ4ADM_UNROLL
     for (int i = 0; i < kRows; ++i) {
       const int valid = offset[i] < 0 ? 0 : left;
-      copy_chunk(tile + (place + i * kStride * kRowBytes),
-                 valid > 0 ? x + offset[i] : x, valid, params.is_x_aligned);
+      copy_chunk(tile + (place + i * kStride * kRowBytes), valid > 0 ? x + offset[i] : x, valid,
+                 params.is_x_aligned);
     }
   }
 
@@ -166,10 +167,10 @@ struct PixelLoader {
     PTQ4ADM_UNROLL
     for (int i = 0; i < kRows; ++i) {
       const Bytes16 first = load_16(places + i * kStride * kPixelPlaceBytes);
-      const int pixel = pixel_index(window, static_cast<int>(first.word[0]),
-                                    static_cast<int>(first.word[1]) + tap_row * window.dilation[0],
-                                    static_cast<int>(first.word[2]) +
-                                        tap_column * window.dilation[1]);
+      const int pixel =
+          pixel_index(window, static_cast<int>(first.word[0]),
+                      static_cast<int>(first.word[1]) + tap_row * window.dilation[0],
+                      static_cast<int>(first.word[2]) + tap_column * window.dilation[1]);
       offset[i] = pixel < 0 ? -1 : pixel * channels + first_channel;
     }
   }

@@ -149,9 +149,7 @@ def _accumulators(
     _check_device(call)
     segments = 1 if call.options.x2_q is None else 2
     outs = [torch.empty(shape, dtype=torch.int32, device=call.x_q.device) for _ in range(segments)]
-    plain = replace(
-        call.options, geglu=False, out_scale=None, bias=None, temb=None, residual=None
-    )
+    plain = replace(call.options, geglu=False, out_scale=None, bias=None, temb=None, residual=None)
     _run(replace(call, options=plain), shape, geometry, tile, outs)
     return outs
 
@@ -255,10 +253,10 @@ def _put_operands(
         w_mult = torch.nn.functional.pad(w_mult, (0, 0, 0, -w_mult.shape[0] % PANEL_N))
     params.w_mult = arguments.address("w_mult", w_mult)
     if geometry is not None and compiled is not None:
-        size = call.x_q.shape[1:3]
+        image = tuple(call.x_q.shape[1:3])
         params.window = compiled.Window(
-            size=size,
-            enlarged=geometry.upsample or size,
+            size=image,
+            enlarged=geometry.upsample or image,
             out_size=shape[1:3],
             kernel_width=geometry.kernel_size[1],
             stride=geometry.stride,

@@ -73,7 +73,7 @@ def _emulated(
     monkeypatch.setattr(cuda_backend, "unavailable_reason", lambda _: None)
     monkeypatch.setattr(cuda_matmul, "multiprocessors", lambda _: 4)
 
-    def launch(module, arguments, bits, is_convolution, tile, device) -> None:
+    def launch(module, arguments, bits, is_convolution, tile, _device) -> None:
         written = {"out0", "out1", "slabs", "counters"}
         module.forget_memory()
         for name, tensor in arguments.tensors.items():
@@ -199,7 +199,7 @@ def test_operands_need_not_be_contiguous_or_aligned() -> None:
 M, K = 22, 200
 N = {"odd": 37, "fours": 36}
 TERMS = {
-    "scales": lambda n: {},
+    "scales": lambda _: {},
     "bias": lambda n: {"bias": torch.randn(n)},
     "bias fp16": lambda n: {"bias": torch.randn(n).half()},
     "temb": lambda n: {"temb": torch.randn(2, n)},
