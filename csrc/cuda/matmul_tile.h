@@ -126,17 +126,18 @@ PTQ4ADM_DEVICE void multiply_step(typename Tile::Sums& acc, const char* tile, in
   const int first_row = thread / kLanes / Tile::kWarpsN * Tile::kWarpM;
   PTQ4ADM_UNROLL
   for (int j = 0; j < 2; ++j) {
-    uint32_t a[Tile::kRowFragments][4];
-    PTQ4ADM_UNROLL
-    for (int i = 0; i < Tile::kRowFragments; ++i) {
-      load_matrix_x4(a[i], tile + tile_offset(first_row + 16 * i + a_row(lane), a_chunk(lane, j)));
-    }
+    uint32_t b[Tile::kColumnFragments][2];
     PTQ4ADM_UNROLL
     for (int f = 0; f < Tile::kColumnFragments; ++f) {
-      uint32_t b[2];
-      decode<Tile, kWeight>(b, fragment, f / 2, f % 2, j);
+      decode<Tile, kWeight>(b[f], fragment, f / 2, f % 2, j);
+    }
+    // rows outside: a fragment of activations is dead before the next is wanted
+    PTQ4ADM_UNROLL
+    for (int i = 0; i < Tile::kRowFragments; ++i) {
+      uint32_t a[4];
+      load_matrix_x4(a, tile + tile_offset(first_row + 16 * i + a_row(lane), a_chunk(lane, j)));
       PTQ4ADM_UNROLL
-      for (int i = 0; i < Tile::kRowFragments; ++i) multiply_s8_16x8x32(acc[i][f], a[i], b);
+      for (int f = 0; f < Tile::kColumnFragments; ++f) multiply_s8_16x8x32(acc[i][f], a, b[f]);
     }
   }
 }

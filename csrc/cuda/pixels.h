@@ -65,7 +65,7 @@ PTQ4ADM_DEVICE void copy_chunk(char* shared, const int8_t* global, int valid, bo
   }
 }
 
-// The rows of a matrix.
+// The rows of a matrix. Below the last row the last is read again: what comes of it is not stored.
 template <int kThreads, int kRows>
 struct RowLoader {
   static constexpr int kStride = kThreads / kRowChunks;
@@ -73,28 +73,27 @@ struct RowLoader {
 
   const int8_t* x;
   int place;          // of the first row's chunk in the tile
-  int offset[kRows];  // element of the chunk, or -1
+  int offset[kRows];  // element of the chunk
   int left;           // channels from the chunk's first on
 
   PTQ4ADM_DEVICE RowLoader(const Params& params, char*, int thread, int first_row, int segment,
                            int step) {
-    place = tile_offset(thread / kRowChunks, thread % kRowChunks);
-    const int k = step * kBlockK + thread % kRowChunks * kChunkBytes;
     const int channels = params.channels[segment];
+    const int k = step * kBlockK + thread % kRowChunks * kChunkBytes;
+    place = tile_offset(thread / kRowChunks, thread % kRowChunks);
     x = params.x[segment];
     left = channels - k;
     PTQ4ADM_UNROLL
     for (int i = 0; i < kRows; ++i) {
       const int row = first_row + thread / kRowChunks + i * kStride;
-      offset[i] = row < params.M ? row * channels + k : -1;
+      offset[i] = (row < params.M ? row : params.M - 1) * channels + k;
     }
   }
 
   PTQ4ADM_DEVICE void copy(const Params& params, char* tile) const {
     PTQ4ADM_UNROLL
     for (int i = 0; i < kRows; ++i) {
-      const int valid = offset[i] < 0 ? 0 : left;
-      copy_chunk(tile + (place + i * kStride * kRowBytes), valid > 0 ? x + offset[i] : x, valid,
+      copy_chunk(tile + (place + i * kStride * kRowBytes), x + offset[i], left,
                  params.is_x_aligned);
     }
   }
@@ -102,9 +101,7 @@ struct RowLoader {
   PTQ4ADM_DEVICE void advance(const Params&) {
     left -= kBlockK;
     PTQ4ADM_UNROLL
-    for (int i = 0; i < kRows; ++i) {
-      if (offset[i] >= 0) offset[i] += kBlockK;
-    }
+    for (int i = 0; i < kRows; ++i) offset[i] += kBlockK;
   }
 };
 
