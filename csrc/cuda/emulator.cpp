@@ -17,6 +17,10 @@ namespace {
 
 constexpr int kWarp = 32;
 
+// The instructions of a warp, told apart by their names' addresses.
+constexpr char kLoadMatrix[] = "load_matrix_x4";
+constexpr char kMultiply[] = "multiply_s8_16x8x32";
+
 enum class State { kReady, kAtWarp, kAtBarrier, kDone };
 
 struct Copy {
@@ -98,7 +102,7 @@ bool is_shared(const void* address, int bytes, const char* instruction) {
 template <class Work>
 void meet(const char* instruction, const Operands& operands, Work work) {
   Warp& warp = launch->warp();
-  if (warp.instruction != nullptr && std::strcmp(warp.instruction, instruction) != 0) {
+  if (warp.instruction != nullptr && warp.instruction != instruction) {
     refuse(instruction,
            text("diverged: %d lanes of the warp wait at %s", warp.arrived, warp.instruction));
   }
@@ -160,15 +164,18 @@ void run_block(const Stacks& stacks, size_t shared_bytes) {
     launch->threads[i].fiber.start(stacks.at(i), Stacks::kBytes, run_thread);
   }
   // Someone can always run: the last to arrive anywhere frees the others, and one who can never be
-  // met is an error when the second of the two shows.
+  // met is an error when the second of the two shows. Should that be wrong, it must not hang.
   while (launch->exited < launch->thread_count) {
+    bool has_run = false;
     for (int turn = 0; turn < launch->thread_count; ++turn) {
       const int i = launch->order == Order::kForward ? turn : launch->thread_count - 1 - turn;
       if (launch->threads[i].state != State::kReady) continue;
       launch->current = i;
+      has_run = true;
       launch->threads[i].fiber.enter();
       if (launch->error) std::rethrow_exception(launch->error);
     }
+    if (!has_run) throw KernelError("every thread of the block waits for another");
   }
   shared.check_untouched("exit");
 }
@@ -323,18 +330,17 @@ void copy_async_wait(int pending) {
 }
 
 void load_matrix_x4(uint32_t* fragment, const void* row) {
-  const char* const name = "load_matrix_x4";
-  check_aligned(row, 16, name);
-  if (!shared.holds(row)) refuse(name, "out of bounds: " + shared.place(row));
+  check_aligned(row, 16, kLoadMatrix);
+  if (!shared.holds(row)) refuse(kLoadMatrix, "out of bounds: " + shared.place(row));
   // by the warp, not by this lane: what a lane wrote itself goes to others
   Point warp = launch->point();
   warp.thread = kSeveral;
-  shared.check_read(row, 16, warp, name);
-  meet(name, {fragment, row, nullptr}, load_matrices);
+  shared.check_read(row, 16, warp, kLoadMatrix);
+  meet(kLoadMatrix, {fragment, row, nullptr}, load_matrices);
 }
 
 void multiply_s8_16x8x32(int32_t* acc, const uint32_t* a, const uint32_t* b) {
-  meet("multiply_s8_16x8x32", {acc, a, b}, multiply);
+  meet(kMultiply, {acc, a, b}, multiply);
 }
 
 void read(void* value, const void* address, int bytes, Memory memory, const char* instruction) {

@@ -8,14 +8,17 @@
 #include <new>
 #include <vector>
 
-#if !defined(__x86_64__)
+// The portable fibers can be asked for, so that they can be tested.
+#if defined(__x86_64__) && !defined(PTQ4ADM_PORTABLE_FIBERS)
+#define PTQ4ADM_FIBERS_BY_HAND
+#else
 #include <ucontext.h>
 #endif
 
 namespace ptq4adm {
 namespace emulator {
 
-#if defined(__x86_64__)
+#ifdef PTQ4ADM_FIBERS_BY_HAND
 
 // Saves the registers that a callee must keep and the stack pointer, and takes another's. By hand,
 // because swapcontext also asks the kernel for the signal mask: a hundred times slower.

@@ -74,7 +74,6 @@ class GlobalMemory {
     }
     const auto [begin, end] = counters_at(address, bytes);
     check_arrivals("writes", begin, end, who, range, first, instruction);
-    counters_.erase(begin, end);  // a plain store ends the chain
   }
 
   // The thread gets to know what all who came before knew, and leaves what it knows.

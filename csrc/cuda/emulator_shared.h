@@ -69,9 +69,10 @@ class SharedMemory {
   // Between these two the bytes are poisoned, and nobody's.
   void start_copy(void* address, int bytes, const Point& who, const char* instruction) {
     check_write(address, bytes, who, instruction);
-    const std::vector<char> poison(bytes, kPoison);
-    put(address, poison.data(), bytes, who);
-    for (State* state = state_of(address); bytes > 0; --bytes) (state++)->in_flight = true;
+    for (char* byte = static_cast<char*>(address); bytes > 0; --bytes, ++byte) {
+      put(byte, &kPoison, 1, who);
+      state_of(byte)->in_flight = true;
+    }
   }
   void finish_copy(void* address, const void* value, int bytes, const Point& who) {
     put(address, value, bytes, who);

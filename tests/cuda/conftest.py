@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -27,20 +27,21 @@ def build_emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Mo
     """Function that compiles a pybind11 module of files of csrc/cuda, emulator.cpp added.
 
     ``build_emulated("matmul_emulated")`` compiles csrc/cuda/matmul_emulated.cpp and returns the
-    module; further sources follow the name.
+    module; further sources and flags follow the name.
     """
     pybind11 = pytest.importorskip("pybind11")
     compiler = shlex.split(os.environ.get("CXX", "g++"))
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"no C++ compiler: {compiler[0]}")
 
-    def build(name: str, *sources: str) -> ModuleType:
+    def build(name: str, *sources: str, flags: Sequence[str] = ()) -> ModuleType:
         target = tmp_path_factory.mktemp("emulated") / f"{name}.so"
         includes = [sysconfig.get_paths()["include"], pybind11.get_include()]
         done = subprocess.run(
             [
                 *compiler,
                 *FLAGS,
+                *flags,
                 "-shared",
                 "-fvisibility=hidden",
                 *(f"-I{folder}" for folder in includes),

@@ -176,6 +176,20 @@ def test_races_are_found_in_any_order(run: Run, space: str) -> None:
     assert seen == {False, True}
 
 
+# --- other processors -----------------------------------------------------------------------------
+
+
+def test_fibers_that_every_processor_has(build_emulated: Callable[..., ModuleType]) -> None:
+    """The switch by hand is for x86-64; the other one runs here too, errors thrown inside of it."""
+    module = build_emulated("instruction_tests", flags=["-DPTQ4ADM_PORTABLE_FIBERS"])
+    ones = np.full((32, 4), 0x01010101, dtype=np.uint32)
+    acc = np.arange(128, dtype=np.int32).reshape(32, 4)
+    for _ in range(3):
+        assert np.array_equal(module.multiply_s8_16x8x32(acc, ones, ones[:, :2]), acc + 32)
+        with pytest.raises(RuntimeError, match="lane 31: load_matrix_x4: out of bounds"):
+            module.load_matrix_x4(np.zeros(512, np.uint8), np.full(32, 512, np.int32))
+
+
 # --- launches that cannot be ----------------------------------------------------------------------
 
 
