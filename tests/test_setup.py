@@ -17,6 +17,9 @@ sys.path.append(str(ROOT))
 
 from build_support.nvcc import has_driver  # noqa: E402
 
+# kernels/ lies there as well, under a name that transformers looks for
+sys.path.remove(str(ROOT))
+
 
 def _environment() -> dict[str, str]:
     """This process's variables, without those that choose what is compiled for GPUs."""

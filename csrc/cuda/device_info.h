@@ -24,8 +24,8 @@ class CudaError : public std::runtime_error {
 // such.
 void check_cuda(int code, const char* action);
 
-// Throws for a launch that failed with a reason: CudaError if CUDA gave it, else (the launcher refused
-// its arguments) std::invalid_argument.
+// Throws for a launch that failed with a reason: CudaError if CUDA gave it, std::invalid_argument
+// if the launcher refused its arguments.
 [[noreturn]] void throw_launch_failure(const char* action, const char* reason);
 
 // CUDA's words for an error and whether it is sticky: "invalid argument (cudaErrorInvalidValue)".

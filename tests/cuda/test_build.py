@@ -16,6 +16,9 @@ sys.path.append(str(ROOT))
 from build_support import cuda_resources, nvcc  # noqa: E402
 from build_support.nvcc import BuildError  # noqa: E402
 
+# kernels/ lies there as well, under a name that transformers looks for
+sys.path.remove(str(ROOT))
+
 # --- which architectures ------------------------------------------------------------------------
 
 
@@ -207,34 +210,45 @@ def test_compile_error_names_file_and_architecture(compiler: Path, tmp_path: Pat
     assert "nonsense" in str(caught.value)
 
 
-@pytest.fixture(scope="module")
-def built(compiler: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
-    """Folder with a copy of the package whose compiled modules are a CPU and a CUDA one."""
-    folder = tmp_path_factory.mktemp("cuda")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "setup.py",
-            "build",
-            f"--build-base={folder}",
-            f"--build-lib={folder}/lib",
-        ],
+def _build(base: Path, wish: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Build into ``base/<wish>``; what an earlier build there compiled is not compiled again.
+
+    Without optimization: the chain is tested here, and `make cuda` compiles as it is shipped.
+    """
+    compiler = base / "c++"
+    compiler.write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "g++")} "$@" -O0\n')
+    compiler.chmod(0o755)
+    return subprocess.run(
+        [sys.executable, "setup.py", "build", f"--build-base={base}", f"--build-lib={base / wish}"],
         cwd=ROOT,
         env={
             **os.environ,
-            "PTQ4ADM_BUILD": "cuda",
+            "PTQ4ADM_BUILD": wish,
             "PTQ4ADM_CUDA_ARCHS": "80",
-            "CFLAGS": "-O0",
-            "CXXFLAGS": "-O0",
+            "CC": str(compiler),
+            "CXX": str(compiler),
+            "NVCC_APPEND_FLAGS": "-Xcicc=-O0 -Xptxas=-O0",
+            **variables,
         },
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cuda")
+
+
+@pytest.fixture(scope="module")
+def built(compiler: Path, base: Path) -> Path:  # noqa: ARG001
+    """Folder with a copy of the package whose compiled modules are a CPU and a CUDA one."""
+    done = _build(base, "cuda")
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert "CUDA kernels for 80 by" in done.stderr
     assert "arch=compute_80,code=sm_80" in done.stdout
-    return folder / "lib"
+    return base / "cuda"
 
 
 def _ask(built: Path, code: str) -> str:
@@ -289,6 +303,23 @@ def test_machine_without_a_gpu_says_so_in_cudas_words(built: Path) -> None:
     assert "(cudaError" in detail
     assert "use backend='triton', 'cpu' or 'reference'" in detail
     assert resolved == f"BackendUnavailableError backend 'cuda' is not available: {detail}"
+
+
+@pytest.mark.parametrize(("wish", "is_error"), [("cuda", True), ("auto", False)])
+def test_kernels_that_do_not_compile(
+    built: Path, base: Path, tmp_path: Path, wish: str, is_error: bool
+) -> None:
+    """Named, it is an error; ``auto`` goes on with the CPU's kernels and says so."""
+    assert built.is_dir()  # its objects of the CPU module are used again
+    script = 'test "$1" = --version && echo release 13.0, && exit 0\necho broken >&2; exit 1'
+    fake = _fake_nvcc(tmp_path, script)
+    done = _build(base, wish, CUDA_HOME=str(fake.parents[1]))
+    text = done.stdout + done.stderr
+    assert (done.returncode != 0) == is_error, text[-3000:]
+    assert "the CUDA kernels cannot be compiled" in text
+    if wish == "auto":
+        assert list((base / wish).rglob("_cpu*.so"))
+        assert not list((base / wish).rglob("_cuda*.so"))
 
 
 @pytest.mark.gpu
