@@ -1,9 +1,9 @@
 // From the sums of a tile to stored results: equation (1) of params.h, gating, quantization.
 //
-// Results pass through shared memory, some rows of every warp at a time: there four neighbours of a
-// row meet in one thread, and the threads of a warp hold whole lines of every tensor of the result.
-// A thread moves 16 bytes of float32 and 8 of float16; eight neighbours would make it 16, but their
-// registers beside the sums that wait do not fit into 128.
+// Results pass through shared memory: there four neighbours of a row meet in one thread, and the
+// threads of a warp hold whole lines of every tensor of the result. A thread moves 16 bytes of
+// float32, 8 of float16 and 4 of int8 at a time; a warp's accesses are without gaps whatever the
+// dtype.
 
 #pragma once
 

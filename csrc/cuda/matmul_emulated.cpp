@@ -10,6 +10,8 @@ namespace py = pybind11;
 namespace ptq4adm {
 namespace {
 
+emulator::Order order = emulator::Order::kForward;
+
 template <class Shape, template <int, int> class LoaderOf>
 void run(const Params& params, Weight weight) {
   const TileInfo info = tile_info<Shape>();
@@ -19,7 +21,7 @@ void run(const Params& params, Weight weight) {
     return matmul_tile<Shape, Weight::kInt4Groups, LoaderOf>(params);
   };
   emulator::run_grid({tile_count(params, info.tile), params.splits, 1}, Shape::kThreads,
-                     static_cast<size_t>(info.shared_bytes[params.blocks[1] > 0]), body);
+                     static_cast<size_t>(info.shared_bytes[params.blocks[1] > 0]), body, order);
 }
 
 }  // namespace
@@ -52,12 +54,17 @@ PYBIND11_MODULE(matmul_emulated, module) {
     const char* reason = launch_matmul(params, bits, is_convolution, {block_m, block_n}, nullptr);
     if (reason != nullptr) throw std::invalid_argument(reason);
   });
-  module.def("register_memory",
-             [](std::uintptr_t start, size_t bytes, bool is_written, const std::string& name) {
-               emulator::register_memory(
-                   reinterpret_cast<const void*>(start), bytes,
-                   is_written ? emulator::Access::kReadWrite : emulator::Access::kRead, name);
-             });
+  py::enum_<emulator::Access>(module, "Access")
+      .value("read", emulator::Access::kRead)
+      .value("read_write", emulator::Access::kReadWrite)
+      .value("uninitialized", emulator::Access::kUninitialized);
+  module.def("register_memory", [](std::uintptr_t start, size_t bytes, emulator::Access access,
+                                   const std::string& name) {
+    emulator::register_memory(reinterpret_cast<const void*>(start), bytes, access, name);
+  });
+  module.def("run_backward", [](bool is_backward) {
+    order = is_backward ? emulator::Order::kBackward : emulator::Order::kForward;
+  });
   module.def("forget_memory", &emulator::forget_memory);
 
   // the maps of fragments.h, for tests that count bank conflicts and compare layouts

@@ -6,7 +6,8 @@
 //
 // Several blocks may share the k of a tile (split K): each leaves its sums in a slab, and the last
 // to arrive adds them up. Two segments of K have a scale each, so their sums are kept apart: those
-// of the first wait in shared memory, each thread's in a place of its own, and cost no register.
+// of the first are scaled and wait in shared memory, where the thread that left them adds its own
+// of the second; they cost no register.
 
 #pragma once
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -58,27 +58,24 @@ SIZES = {
 }
 
 
-@pytest.fixture(scope="session")
-def compiled(build_emulated: Callable[..., ModuleType]) -> ModuleType:
-    return build_emulated("matmul_emulated")
-
-
 @pytest.fixture(autouse=True)
 def _emulated(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ModuleType]:
     """Backend ``cuda`` on the emulator: CPU tensors, every address registered, outputs poisoned."""
-    compiled = request.getfixturevalue("compiled")
+    compiled = request.getfixturevalue("matmul_emulated")
     monkeypatch.setattr(cuda_backend, "module", lambda: compiled)
     monkeypatch.setattr(cuda_backend, "unavailable_reason", lambda _: None)
     monkeypatch.setattr(cuda_matmul, "multiprocessors", lambda _: 4)
 
     def launch(module, arguments, bits, is_convolution, tile, _device) -> None:
-        written = {"out0", "out1", "slabs", "counters"}
+        access = dict.fromkeys(("out0", "out1", "slabs"), module.Access.uninitialized)
+        access["counters"] = module.Access.read_write
         module.forget_memory()
         for name, tensor in arguments.tensors.items():
             size = tensor.numel() * tensor.element_size()
-            module.register_memory(tensor.data_ptr(), size, name in written, name)
+            kind = access.get(name, module.Access.read)
+            module.register_memory(tensor.data_ptr(), size, kind, name)
         module.matmul(arguments.params, bits, is_convolution, tile.block_m, tile.block_n, 0, 0)
         if "counters" in arguments.tensors:
             assert not bool(arguments.tensors["counters"].any()), "counters are left as found"
@@ -92,6 +89,7 @@ def _emulated(
 
     monkeypatch.setattr(cuda_matmul.torch, "empty", poisoned)
     yield compiled
+    compiled.run_backward(False)
     compiled.forget_memory()
 
 
@@ -140,9 +138,11 @@ def test_every_tile_equals_the_oracle(segments, size, bits, is_grouped) -> None:
 
 
 @MODES
+@pytest.mark.parametrize("is_backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("splits", [2, 3, 7])
-def test_splits_equal_the_oracle(splits, bits, is_grouped) -> None:
-    """Seven of nine steps leave blocks without any; both segments get their share."""
+def test_splits_equal_the_oracle(matmul_emulated, splits, is_backward, bits, is_grouped) -> None:
+    """Seven of nine steps leave blocks without any; whichever block comes last adds up."""
+    matmul_emulated.run_backward(is_backward)
     for segments in ((576,), (320, 200)):
         case = cases.build_case(bits, (5,), segments, 35, is_grouped=is_grouped)
         _assert_exact(case, CudaTile(64, 32, splits))
@@ -348,8 +348,8 @@ def test_no_rows_give_no_rows() -> None:
 # --- tiles, and what is refused -----------------------------------------------------------------
 
 
-def test_tiles_fit_into_every_gpu(compiled: ModuleType) -> None:
-    tiles = compiled.matmul_tiles()
+def test_tiles_fit_into_every_gpu(matmul_emulated: ModuleType) -> None:
+    tiles = matmul_emulated.matmul_tiles()
     assert [(tile.block_m, tile.block_n) for tile in tiles] == TILES
     for tile in tiles:
         assert max(tile.shared_bytes) <= 101_376  # 8.6 and 8.9
@@ -375,55 +375,3 @@ def test_illegal_tiles_are_refused() -> None:
 def test_canonical_weight_is_refused() -> None:
     with pytest.raises(ShapeError, match="in the order of backend 'cuda'; call prepack first"):
         cuda_matmul.linear(cases.build_case(4, (5,), (64,), 20).call)
-
-
-# --- maps ---------------------------------------------------------------------------------------
-
-
-def _conflicts(addresses: list[int], width: int) -> int:
-    """Most different 128-byte lines that a bank must serve, over phases of 128 bytes of lanes."""
-    lanes = 128 // width
-    worst = 0
-    for first in range(0, len(addresses), lanes):
-        lines: dict[int, set[int]] = {}
-        for address in addresses[first : first + lanes]:
-            for word in range(address // 4, (address + width) // 4):
-                lines.setdefault(word % 32, set()).add(word // 32)
-        worst = max(worst, *(len(found) for found in lines.values()))
-    return worst
-
-
-def test_activations_meet_no_bank_conflict(compiled: ModuleType) -> None:
-    for chunk in range(4):
-        for row in range(0, 128, 8):  # one matrix of ldmatrix: eight rows of 16 bytes
-            assert _conflicts([compiled.tile_offset(row + i, chunk) for i in range(8)], 16) == 1
-    for first in range(0, 256, 32):  # the copies of a warp
-        threads = range(first, first + 32)
-        assert _conflicts([compiled.tile_offset(t // 4, t % 4) for t in threads], 16) == 1
-    everywhere = {compiled.tile_offset(row, chunk) for row in range(128) for chunk in range(4)}
-    assert everywhere == set(range(0, 128 * 64, 16))
-
-
-@pytest.mark.parametrize("columns", [32, 64, 128])
-def test_results_meet_no_bank_conflict(compiled: ModuleType, columns) -> None:
-    for row in range(0, 64, 8):
-        for column in range(0, columns, 8):  # a fragment's pairs
-            lanes = [(row + lane // 4, column + lane % 4 * 2) for lane in range(32)]
-            assert _conflicts([compiled.stage_offset(*at, columns) for at in lanes], 8) == 1
-    for first in range(0, 64 * columns // 4, 32):  # fours of a row
-        places = [divmod(4 * i, columns) for i in range(first, first + 32)]
-        assert _conflicts([compiled.stage_offset(*at, columns) for at in places], 16) == 1
-    everywhere = {compiled.stage_offset(r, c, columns) for r in range(64) for c in range(columns)}
-    assert everywhere == set(range(0, 64 * columns * 4, 4))
-
-
-def test_gated_columns_pair_values_with_their_gates(compiled: ModuleType) -> None:
-    N = 96
-    seen = []
-    for first in (0, 64):
-        for column in range(64):
-            channel = compiled.tile_channel(first, column, N, True)
-            if column % 32 < 16 and channel < N:
-                assert compiled.tile_channel(first, column + 16, N, True) == channel + N // 2
-            seen.append(channel)
-    assert sorted(channel for channel in seen if channel < N) == list(range(N))
