@@ -8,8 +8,16 @@ panels of 16 output channels (N is zero-padded to a multiple of 16), so that one
                                           bits 7..4                      bits 3..0   (as w + 8)
     8 bits, every 4 k: byte i = 0..63     channel i / 4, k = i % 4       (signed)
 
-The offset of 8 lets the kernel decode with one AND. A backend's order is never saved:
-modules invert it in ``state_dict``.
+The offset of 8 lets the kernel decode with one AND. ``cuda`` reads units of 16 channels (N is
+zero-padded likewise) by 64 k in the order of the tensor core's registers, all k of 16 channels in
+turn; a lane takes 16 bytes at a time (``csrc/cuda/fragments.h``)::
+
+    4 bits, 512 bytes:  [lane][half h][step j] 32-bit words; byte b of a word
+                          | k + 16 | k |      channel 8 h + lane / 4,
+                          bits 7..4  3..0     k = 32 j + 4 (lane % 4) + b
+    8 bits, 1024 bytes: [j][lane][h][k, k + 16] words of the same numbers, a byte each
+
+A backend's order is never saved: modules invert it in ``state_dict``.
 """
 
 from __future__ import annotations
@@ -18,10 +26,11 @@ import torch
 from torch import Tensor
 
 from ptq4adm.errors import ShapeError, UnknownBackendError
-from ptq4adm.packing.layout import KLayout, pack_int4, unpack_int4
+from ptq4adm.packing.layout import BLOCK_K, KLayout, pack_int4, unpack_int4
 
-PANEL_N = 16  # output channels of one cpu panel
+PANEL_N = 16  # output channels of one panel of cpu, one unit of cuda
 CANONICAL_BACKENDS = ("reference", "triton")  # these read the weight as it is stored
+PANEL_BACKENDS = ("cpu", "cuda")  # these read 16 channels at a time
 
 
 def packed_shape(bits: int, out_features: int, k_padded: int, backend: str) -> tuple[int, int]:
@@ -42,11 +51,11 @@ def packed_shape(bits: int, out_features: int, k_padded: int, backend: str) -> t
     per_byte = 2 if bits == 4 else 1
     if backend in CANONICAL_BACKENDS:
         return out_features, k_padded // per_byte
-    if backend == "cpu":
+    if backend in PANEL_BACKENDS:
         return -(-out_features // PANEL_N), PANEL_N * k_padded // per_byte
     raise UnknownBackendError(
-        f"backend {backend!r} has no weight order in this version; use 'reference', 'cpu' or "
-        "'triton'"
+        f"backend {backend!r} has no weight order in this version; use 'reference', 'cpu', "
+        "'triton' or 'cuda'"
     )
 
 
@@ -72,6 +81,9 @@ def prepack(qweight: Tensor, *, bits: int, layout: KLayout, backend: str) -> Ten
     if backend in CANONICAL_BACKENDS:
         return qweight
     padding = (0, 0, 0, -out_features % PANEL_N)
+    if backend == "cuda":
+        w_q = unpack_int4(qweight) if bits == 4 else qweight
+        return _to_fragments(torch.nn.functional.pad(w_q, padding), bits)
     # four k of a channel move as one 32-bit word
     if bits == 4:
         w_q = torch.nn.functional.pad(unpack_int4(qweight), padding) + 8
@@ -105,6 +117,9 @@ def to_canonical(
     _check_shape(packed, packed_shape(bits, out_features, layout.k_padded, backend))
     if backend in CANONICAL_BACKENDS:
         return packed
+    if backend == "cuda":
+        w_q = _from_fragments(packed, bits, layout.k_padded)[:out_features].contiguous()
+        return pack_int4(w_q) if bits == 4 else w_q
     if bits == 4:
         words = packed.contiguous().view(torch.int32).reshape(-1, layout.k_padded // 4, 8)
         both = torch.stack((words & 0x0F0F0F0F, (words >> 4) & 0x0F0F0F0F), dim=1)
@@ -113,6 +128,30 @@ def to_canonical(
     words = packed.contiguous().view(torch.int32).reshape(-1, layout.k_padded // 4, PANEL_N)
     w_q = words.transpose(1, 2).contiguous().view(torch.int8).reshape(-1, layout.k_padded)
     return w_q[:out_features].contiguous()
+
+
+def _to_fragments(w_q: Tensor, bits: int) -> Tensor:
+    """Bring int8 [N, Kp], N in whole panels, into order ``cuda``."""
+    # panel, half h, lane / 4, block of 64 k, step j, half of the step's k, lane % 4, byte
+    axes = w_q.reshape(w_q.shape[0] // PANEL_N, 2, 8, w_q.shape[1] // BLOCK_K, 2, 2, 4, 4)
+    if bits == 8:
+        return axes.permute(0, 3, 4, 2, 6, 1, 5, 7).reshape(axes.shape[0], -1).contiguous()
+    low, high = axes.unbind(5)
+    nibbles = (low & 15) | (high << 4)
+    ordered = nibbles.permute(0, 3, 2, 5, 1, 4, 6).reshape(axes.shape[0], -1)
+    return ordered.contiguous().view(torch.uint8)
+
+
+def _from_fragments(packed: Tensor, bits: int, k_padded: int) -> Tensor:
+    """Undo ``_to_fragments``: int8 [N in whole panels, Kp]."""
+    panels, blocks = packed.shape[0], k_padded // BLOCK_K
+    if bits == 8:
+        axes = packed.reshape(panels, blocks, 2, 8, 4, 2, 2, 4).permute(0, 5, 3, 1, 2, 6, 4, 7)
+        return axes.reshape(panels * PANEL_N, k_padded)
+    nibbles = packed.reshape(panels, blocks, 8, 4, 2, 2, 4).permute(0, 4, 2, 1, 5, 3, 6)
+    both = torch.stack(((nibbles & 15).to(torch.int8), (nibbles >> 4).to(torch.int8)), dim=5)
+    w_q = both.reshape(panels * PANEL_N, k_padded)
+    return (w_q ^ 8) - 8  # a nibble is in two's complement
 
 
 def _check_shape(qweight: Tensor, expected: tuple[int, int]) -> None:

@@ -68,3 +68,9 @@ def build_emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Mo
 def instructions(build_emulated: Callable[..., ModuleType]) -> ModuleType:
     """The instructions one by one, and programs of them: csrc/cuda/instruction_tests.cpp."""
     return build_emulated("instruction_tests")
+
+
+@pytest.fixture(scope="session")
+def matmul_emulated(build_emulated: Callable[..., ModuleType]) -> ModuleType:
+    """The matrix products: csrc/cuda/matmul_emulated.cpp."""
+    return build_emulated("matmul_emulated")

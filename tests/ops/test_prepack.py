@@ -17,7 +17,7 @@ def _canonical(bits: int, out_features: int, layout: KLayout) -> torch.Tensor:
     return pack_int4(rows) if bits == 4 else rows
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", ["reference", "cpu", "cuda"])
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("out_features", [1, 15, 16, 17, 320])
 @pytest.mark.parametrize("layout", [KLayout((64,)), KLayout((70, 5), (3, 3))], ids=["64", "70+5"])
@@ -57,10 +57,34 @@ def test_cpu_order_of_eight_bits_is_as_drawn() -> None:
                 assert packed[panel, step * 64 + i] == expected
 
 
-def test_cpu_order_pads_channels_with_zero_weights() -> None:
+@pytest.mark.parametrize("bits", [4, 8])
+def test_cuda_order_is_as_drawn(bits) -> None:
+    """Every weight at the place that the drawings in prepack.py and fragments.h give it."""
+    layout = KLayout((128,))
+    low, high = (-8, 8) if bits == 4 else (-127, 128)
+    w_q = torch.randint(low, high, (32, 128), dtype=torch.int8)
+    canonical = pack_int4(w_q) if bits == 4 else w_q
+    packed = prepack(canonical, bits=bits, layout=layout, backend="cuda")
+    unit = 512 if bits == 4 else 1024
+    for n in range(32):
+        for k in range(128):
+            h, g = n % 16 // 8, n % 8
+            j, q, t, b = k % 64 // 32, k % 32 // 16, k % 16 // 4, k % 4
+            lane, first = 4 * g + t, k // 64 * unit
+            if bits == 4:
+                byte = int(packed[n // 16, first + 16 * lane + 4 * (2 * h + j) + b])
+                got = ((byte >> 4 * q & 15) ^ 8) - 8
+            else:
+                place = first + 512 * j + 16 * lane + 4 * (2 * h + q) + b
+                got = int(packed[n // 16, place])
+            assert got == int(w_q[n, k]), (n, k)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_orders_of_panels_pad_channels_with_zero_weights(backend) -> None:
     layout = KLayout((64,))
-    packed = prepack(_canonical(4, 17, layout), bits=4, layout=layout, backend="cpu")
-    padded = to_canonical(packed, bits=4, layout=layout, out_features=32, backend="cpu")
+    packed = prepack(_canonical(4, 17, layout), bits=4, layout=layout, backend=backend)
+    padded = to_canonical(packed, bits=4, layout=layout, out_features=32, backend=backend)
     assert int(padded[17:].sum()) == 0
 
 
@@ -79,5 +103,5 @@ def test_wrong_shapes_are_refused() -> None:
 
 
 def test_backend_without_an_order_is_refused() -> None:
-    with pytest.raises(UnknownBackendError, match="backend 'cuda' has no weight order"):
-        prepack(_canonical(4, 3, KLayout((64,))), bits=4, layout=KLayout((64,)), backend="cuda")
+    with pytest.raises(UnknownBackendError, match="backend 'npu' has no weight order"):
+        prepack(_canonical(4, 3, KLayout((64,))), bits=4, layout=KLayout((64,)), backend="npu")
