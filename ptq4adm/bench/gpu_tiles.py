@@ -59,3 +59,4 @@ def use_configs(folder: Path | None) -> None:
     if folder is not None:
         tuning.CONFIGS = folder
         tuning.load_configs.cache_clear()
+        tuning.find_config.cache_clear()

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ptq4adm.kernels import launch
+from ptq4adm.kernels import launch, tuning
 from ptq4adm.kernels.tuning import TileConfig
 
 from ptq4adm.bench import gpu_precompile, gpu_tune
 from ptq4adm.bench.gpu_calls import ProductCall
 from ptq4adm.bench.gpu_precompile import Precompiler, Wanted, compiled_batches
 from ptq4adm.bench.gpu_shapes import TOY_LAYERS
+from ptq4adm.bench.gpu_tiles import use_configs
 from ptq4adm.bench.gpu_timing import HostTimer
 from ptq4adm.bench.gpu_tune import TuneJob, format_tune, measure_product, run_tune
 from ptq4adm.errors import BackendUnavailableError, ConfigError
@@ -66,6 +67,21 @@ def test_a_deadline_leaves_products_out(tmp_path: Path) -> None:
 def test_the_interpreter_does_not_write_into_the_package() -> None:
     with pytest.raises(ConfigError, match="give --output DIR"):
         run_tune(rehearsal(None), progress=False)
+
+
+@interpreted
+def test_tiles_of_a_folder_are_used_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, other = linear_product().problem, TILES[1]
+    assert tuning.find_config(problem) != other
+    file = tmp_path / tuning.config_file(problem).name
+    file.write_text(json.dumps({str(problem.M): asdict(other)}))
+    monkeypatch.setattr(tuning, "CONFIGS", tuning.CONFIGS)  # restored afterwards
+    use_configs(tmp_path)
+    assert tuning.find_config(problem) == other
+    monkeypatch.undo()
+    tuning.find_config.cache_clear()
 
 
 def linear_product() -> gpu_tune.Product:
