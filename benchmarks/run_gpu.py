@@ -16,6 +16,7 @@ logs-*.tar.gz a call. Rows are written as they are measured: a call that is cut 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import platform
 import shutil
@@ -48,7 +49,15 @@ _HAZARDS = (
 
 
 # where tests with the mark gpu are, none of which needs diffusers: the others are not collected
-GPU_TESTS = ["tests/kernels", "tests/ops", "tests/bench/test_gpu_timing.py"]
+GPU_TESTS = [
+    "tests/kernels",
+    "tests/ops",
+    "tests/bench/test_gpu_timing.py",
+    "tests/cuda/test_build.py",
+    "tests/cuda/test_matmul_gpu.py",
+]
+# these do, and are collected where it is
+GPU_TESTS_OF_BLOCKS = ["tests/nn/test_graph_gpu.py"]
 
 
 # --- what is run --------------------------------------------------------------------------------
@@ -112,10 +121,16 @@ def _test_steps(python: str, output: Path, is_rehearsal: bool) -> list[Step]:
     script = [python, "-P", str(ROOT / "benchmarks" / "gpu_tests.py"), "--results", str(output)]
     script += ["--deadline", DEADLINE, "--"]
     # what is compiled for GPUs not at hand needs none
-    others = ["-m", "not gpu", "tests/kernels", "--ignore", "tests/kernels/test_compile.py"]
+    others = ["-m", "not gpu", "tests/kernels"]
+    others += ["--ignore", "tests/kernels/test_compile.py"]
+    others += ["--ignore", "tests/kernels/test_compile_unet.py"]
+    blocks = GPU_TESTS_OF_BLOCKS if importlib.util.find_spec("diffusers") else []
     return [
         Step(
-            "gpu", [*script, "-m", "gpu", *GPU_TESTS], share=4.0, excerpt=lambda lines: lines[-5:]
+            "gpu",
+            [*script, "-m", "gpu", *GPU_TESTS, *blocks],
+            share=4.0,
+            excerpt=lambda lines: lines[-5:],
         ),
         Step("kernels", [*script, *others], excerpt=lambda lines: lines[-5:]),
     ]

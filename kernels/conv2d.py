@@ -343,4 +343,5 @@ def conv2d(
         SPLIT_FIRST=first_splits(splits, C, C2),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        maxnreg=epilogue.most_registers(config),
     )

@@ -235,4 +235,5 @@ def conv2d_tma(
         SPLIT_K=splits,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        maxnreg=epilogue.most_registers(config),
     )

@@ -302,16 +302,5 @@ def gemm(
         SPLIT_FIRST=first_splits(splits, K, K2),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        maxnreg=_most_registers(epilogue, config),
+        maxnreg=epilogue.most_registers(config),
     )
-
-
-def _most_registers(epilogue: Epilogue, config: TileConfig) -> int | None:
-    """Registers a thread may have so that two programs of 8 warps share a multiprocessor.
-
-    Left alone, ptxas takes 145 to 169 on 8.x, though 128 are enough. Of a float32 residual it would
-    spill, which is no better than one program.
-    """
-    is_narrow = epilogue.residual is None or epilogue.residual.element_size() <= 2
-    fits = config.num_warps == 8 and config.block_m * config.block_n <= 128 * 128
-    return 128 if fits and is_narrow else None

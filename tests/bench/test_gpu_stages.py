@@ -184,7 +184,7 @@ def test_every_file_with_gpu_tests_is_collected_and_no_other(tmp_path: Path) -> 
     command = names(tmp_path, "tests")["tests-gpu"].command
     assert "tests" not in command  # most of it cannot even be imported without diffusers
     assert set(run_gpu.GPU_TESTS) <= set(command)
-    places = [ROOT / place for place in run_gpu.GPU_TESTS]
+    places = [ROOT / p for p in (*run_gpu.GPU_TESTS, *run_gpu.GPU_TESTS_OF_BLOCKS)]
     assert all(place.exists() for place in places)
     marked = [path for path in (ROOT / "tests").rglob("*.py") if "mark.gpu" in path.read_text()]
     others = [path for path in marked if not any(map(path.is_relative_to, places))]
