@@ -25,12 +25,12 @@ from pathlib import Path
 
 import torch
 import triton
-from ptq4adm.kernels.inspection import Resources, programs_at_once, resources
-from ptq4adm.kernels.launch import CompiledKernel, OfflineTarget, compile_only
-from ptq4adm.kernels.tuning import Problem, TileConfig, plan_config
 from torch import Tensor
 
 from ptq4adm.bench.shapes import CONV1X1, CONV3X3, LINEAR, LayerShape, model_layers
+from ptq4adm.kernels.inspection import Resources, programs_at_once, resources
+from ptq4adm.kernels.launch import CompiledKernel, OfflineTarget, compile_only
+from ptq4adm.kernels.tuning import Problem, TileConfig, plan_config
 from ptq4adm.ops import triton_matmul
 from ptq4adm.ops.arguments import Conv2dGeometry, Matmul, MatmulOptions
 from ptq4adm.packing.layout import BLOCK_K, KLayout

@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ptq4adm.kernels import tuner
-from ptq4adm.kernels.tuning import Problem, TileConfig
 from torch import Tensor
 
 from ptq4adm import ops
@@ -32,6 +30,8 @@ from ptq4adm.bench.gpu_environment import find_device
 from ptq4adm.bench.gpu_faults import FAULTS, describe_fault
 from ptq4adm.bench.gpu_shapes import ACTIVATION_KINDS, GROUP_NORM, GROUP_NORM_SILU
 from ptq4adm.bench.gpu_variant import check_close, check_equal, check_steps
+from ptq4adm.kernels import tuner
+from ptq4adm.kernels.tuning import Problem, TileConfig
 from ptq4adm.ops import reference, triton_matmul
 from ptq4adm.ops.arguments import Conv2dGeometry, Matmul, MatmulOptions
 from ptq4adm.packing.layout import BLOCK_K, KLayout, pack_int4, weight_to_rows

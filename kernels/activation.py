@@ -15,8 +15,9 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from ptq4adm.kernels.device import absmax_bits, load_scale, quantize, scale_of
 from torch import Tensor
+
+from ptq4adm.kernels.device import absmax_bits, load_scale, quantize, scale_of
 
 # partial maxima that a kernel writes where it can choose: 4 KiB, which every program reads from L2
 PARTIALS = 1024

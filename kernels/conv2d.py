@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from ptq4adm.kernels.epilogue import (
     SCALE_POINTERS,
     SCALE_SIZES,
@@ -25,7 +27,6 @@ from ptq4adm.kernels.gemm import load_weight_tile
 from ptq4adm.kernels.launch import launch
 from ptq4adm.kernels.split_k import first_splits, store_partial, sum_partials, workspace
 from ptq4adm.kernels.tuning import TileConfig
-from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,8 +300,7 @@ def conv2d(
     N, C = qweight.shape[0], x_q.shape[3]
     C2 = 0 if x2_q is None else x2_q.shape[3]
     first_blocks = window.kernel[0] * window.kernel[1] * -(-C // 64)
-    rows_n = config.block_n // 2 if epilogue.is_gated else config.block_n
-    tiles = -(-M // config.block_m) * -(-(N // 2 if epilogue.is_gated else N) // rows_n)
+    tiles = -(-M // config.block_m) * epilogue.channel_tiles(N, config)
     splits = config.split_k
     slabs, counters = workspace(x_q.device, splits, tiles, config.block_m * config.block_n)
     launch(
@@ -334,14 +334,8 @@ def conv2d(
         DILATION_H=window.dilation[0],
         DILATION_W=window.dilation[1],
         ENLARGEMENT=window.enlargement,
-        BITS=bits,
         BLOCK_M=config.block_m,
-        BLOCK_N=config.block_n,
-        BLOCK_K=config.block_k,
         MASK_C=C % config.block_k != 0 or C2 % config.block_k != 0,
-        SPLIT_K=splits,
         SPLIT_FIRST=first_splits(splits, C, C2),
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        maxnreg=epilogue.most_registers(config),
+        **epilogue.tile_arguments(config, bits),
     )

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
 from ptq4adm.kernels.conv2d import Window
 from ptq4adm.kernels.epilogue import (
     SCALE_POINTERS,
@@ -25,8 +28,6 @@ from ptq4adm.kernels.gemm import load_weight_tile
 from ptq4adm.kernels.launch import launch
 from ptq4adm.kernels.split_k import store_partial, sum_partials, workspace
 from ptq4adm.kernels.tuning import TileConfig
-from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 @triton.jit(
@@ -193,9 +194,7 @@ def conv2d_tma(
     out_h, tile_w = window.out
     tile_h = min(config.block_m // tile_w, triton.next_power_of_2(out_h))
     tile_b = config.block_m // (tile_w * tile_h)
-    rows_n = config.block_n // 2 if epilogue.is_gated else config.block_n
-    tiles = -(-(N // 2 if epilogue.is_gated else N) // rows_n)
-    tiles *= -(-batch // tile_b) * -(-out_h // tile_h)
+    tiles = -(-batch // tile_b) * -(-out_h // tile_h) * epilogue.channel_tiles(N, config)
     splits = config.split_k
     slabs, counters = workspace(x_q.device, splits, tiles, config.block_m * config.block_n)
     launch(
@@ -226,14 +225,8 @@ def conv2d_tma(
         PADDING_W=window.padding[1],
         DILATION_H=window.dilation[0],
         DILATION_W=window.dilation[1],
-        BITS=bits,
         TILE_B=tile_b,
         TILE_H=tile_h,
         TILE_W=tile_w,
-        BLOCK_N=config.block_n,
-        BLOCK_K=config.block_k,
-        SPLIT_K=splits,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        maxnreg=epilogue.most_registers(config),
+        **epilogue.tile_arguments(config, bits),
     )

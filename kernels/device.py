@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from ptq4adm.kernels.launch import IS_INTERPRETED
 
 USE_ASM = tl.constexpr(not IS_INTERPRETED)

@@ -15,9 +15,10 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from ptq4adm.kernels.device import gelu, load_scale, quantize
 from ptq4adm.kernels.tuning import TileConfig
-from torch import Tensor
 
 # arguments of every kernel: single numbers, whatever their address, and sizes of tables
 SCALE_POINTERS = ["x_scale_ptr", "x2_scale_ptr", "out_scale_ptr", "step_ptr"]
@@ -78,11 +79,28 @@ class Epilogue:
             "IS_GATED": self.is_gated,
         }
 
+    def channel_tiles(self, N: int, config: TileConfig) -> int:
+        """How many tiles the channels make: a gated one gives half as many results."""
+        halves = 2 if self.is_gated else 1
+        return -(-(N // halves) // (config.block_n // halves))
+
+    def tile_arguments(self, config: TileConfig, bits: int) -> dict[str, Any]:
+        """The arguments of these names that every kernel and its launch take of a tile."""
+        return {
+            "BITS": bits,
+            "BLOCK_N": config.block_n,
+            "BLOCK_K": config.block_k,
+            "SPLIT_K": config.split_k,
+            "num_warps": config.num_warps,
+            "num_stages": config.num_stages,
+            "maxnreg": self.most_registers(config),
+        }
+
     def most_registers(self, config: TileConfig) -> int | None:
         """Registers a thread may have so that two programs of 8 warps share a multiprocessor.
 
-        Left alone, ptxas takes 145 to 184, though 128 are enough. Of a float32 residual it would
-        spill, which is no better than one program.
+        Left alone, ptxas takes more than the 128 that are enough (tests/kernels/test_compile.py).
+        Of a float32 residual it would spill, which is no better than one program.
         """
         is_narrow = self.residual is None or self.residual.element_size() <= 2
         fits = config.num_warps == 8 and config.block_m * config.block_n <= 128 * 128

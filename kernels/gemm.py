@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from ptq4adm.kernels.device import decode_int4, decode_int4_groups
 from ptq4adm.kernels.epilogue import (
     SCALE_POINTERS,
@@ -27,7 +29,6 @@ from ptq4adm.kernels.epilogue import (
 from ptq4adm.kernels.launch import launch
 from ptq4adm.kernels.split_k import first_splits, store_partial, sum_partials, workspace
 from ptq4adm.kernels.tuning import TileConfig
-from torch import Tensor
 
 
 @triton.jit
@@ -271,8 +272,7 @@ def gemm(
     K2 = 0 if x2_q is None else x2_q.shape[1]
     per_byte = 2 if bits == 4 else 1
     blocks = -(-K // 64)
-    rows_n = config.block_n // 2 if epilogue.is_gated else config.block_n
-    tiles = -(-M // config.block_m) * -(-(N // 2 if epilogue.is_gated else N) // rows_n)
+    tiles = -(-M // config.block_m) * epilogue.channel_tiles(N, config)
     splits = config.split_k
     slabs, counters = workspace(x_q.device, splits, tiles, config.block_m * config.block_n)
     launch(
@@ -293,14 +293,8 @@ def gemm(
         blocks * 64 // per_byte,
         0 if w_mult is None else w_mult.shape[1],
         **epilogue.arguments(M),
-        BITS=bits,
         BLOCK_M=config.block_m,
-        BLOCK_N=config.block_n,
-        BLOCK_K=config.block_k,
         MASK_K=K % config.block_k != 0 or K2 % config.block_k != 0,
-        SPLIT_K=splits,
         SPLIT_FIRST=first_splits(splits, K, K2),
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        maxnreg=epilogue.most_registers(config),
+        **epilogue.tile_arguments(config, bits),
     )

@@ -22,9 +22,10 @@ from functools import cache
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from ptq4adm.kernels.device import reciprocal_deviation
 from ptq4adm.kernels.launch import launch, multiprocessors
-from torch import Tensor
 
 # chunks of a sample; more would cost the kernel that combines them more than they speed up this
 _MOST_CHUNKS = 32

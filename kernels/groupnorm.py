@@ -18,11 +18,12 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from ptq4adm.kernels.activation import PARTIALS, TILE, Scale, given_scale, measured_scale
 from ptq4adm.kernels.device import absmax_bits, quantize, silu
 from ptq4adm.kernels.group_statistics import combine_chunks, group_statistics, of_channels
 from ptq4adm.kernels.launch import launch, multiprocessors
-from torch import Tensor
 
 # channels of a tile: 64 to 256 bytes of a pixel in float16
 _LEAST_CHANNELS = 32

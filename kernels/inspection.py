@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import triton
-from ptq4adm.kernels.launch import LANES, CompiledKernel
 
 from ptq4adm.errors import BackendUnavailableError
+from ptq4adm.kernels.launch import LANES, CompiledKernel
 
 TENSOR_CORE = frozenset({"IMMA", "IGMMA", "HMMA", "HGMMA", "QGMMA"})
 FROM_REGISTERS, FROM_SHARED = "RS", "SS"

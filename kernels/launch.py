@@ -120,6 +120,12 @@ def unavailable_reason(device: torch.device) -> str | None:
             f"Triton kernels run on CUDA devices, not on {device.type!r}; move the model to a GPU, "
             "or set TRITON_INTERPRET=1 before Python starts to interpret them (slow, for tests)"
         )
+    return _gpu_reason(device)
+
+
+@cache
+def _gpu_reason(device: torch.device) -> str | None:
+    """Why a GPU cannot run the kernels; asked once, as every operator would."""
     if not torch.cuda.is_available():
         return "torch finds no CUDA device; use backend='cpu' or 'reference'"
     found = capability(device)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from ptq4adm.kernels.activation import (
     Scale,
     given_scale,
@@ -22,7 +24,6 @@ from ptq4adm.kernels.activation import (
 )
 from ptq4adm.kernels.device import reciprocal_deviation
 from ptq4adm.kernels.launch import launch
-from torch import Tensor
 
 
 @triton.jit

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from ptq4adm.kernels.activation import (
     PARTIALS,
     Scale,
@@ -25,7 +27,6 @@ from ptq4adm.kernels.activation import (
     store_rows,
 )
 from ptq4adm.kernels.launch import launch
-from torch import Tensor
 
 
 @triton.jit

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from ptq4adm.errors import ConfigError
 from ptq4adm.kernels import tuning
 from ptq4adm.kernels.tuning import BLOCK_K, GATHER, TMA, Problem, TileConfig
-
-from ptq4adm.errors import ConfigError
 
 MOST_CANDIDATES = 20
 _STAGES, _WARPS, _FORMS = (3, 4, 5), (4, 8), (GATHER, TMA)

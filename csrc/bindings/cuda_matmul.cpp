@@ -1,9 +1,6 @@
-// The matrix products of ptq4adm._cuda. A tree without their kernels (csrc/cuda/matmul.h) builds a
-// module without them.
+// The matrix products of ptq4adm._cuda.
 
 #include <pybind11/pybind11.h>
-
-#if __has_include("../cuda/matmul.h")
 
 #include "../cuda/device_info.h"
 #include "cuda_params.h"
@@ -29,9 +26,3 @@ void bind_cuda_matmul(pybind11::module_& module) {
       "Start a product on a stream of a device: params, bits (4 or 8), is_convolution, block_m, "
       "block_n, device, stream.");
 }
-
-#else
-
-void bind_cuda_matmul(pybind11::module_&) {}
-
-#endif

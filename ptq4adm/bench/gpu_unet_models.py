@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,10 +14,8 @@ from torch.nn import functional
 from ptq4adm.bench.gpu_shapes import TOY_MODEL
 from ptq4adm.bench.shapes import TIMESTEP, ModelSpec, model_spec, spec_inputs
 from ptq4adm.kernels import launch
-from ptq4adm.models import UNet2DAdapter
 from ptq4adm.nn.forwards import is_hoisted
 from ptq4adm.nn.hoist import prepared
-from ptq4adm.protocols import StepCallback
 
 
 def _toy_unet(device: str) -> nn.Module:
@@ -123,16 +121,15 @@ class StepModels:
 
     def quantized(self, *, is_static: bool) -> nn.Module:
         """W4A8 with fused blocks; static scales from one run on the very inputs."""
-        from ptq4adm.calibration import RunSettings, record
+        from ptq4adm.bench.one_step import calibrate_one_step
         from ptq4adm.config import QuantConfig
         from ptq4adm.quantization import quantize
 
         unet = self.float_unet()
         calibration = None
         if is_static:
-            settings = RunSettings(steps=1, guidance=1.0, buckets=1, batch=1)
-            adapter = _OneStep(self)
-            calibration = record(adapter, unet, ["random inputs"], settings, progress=False)
+            with torch.no_grad():
+                calibration = calibrate_one_step(unet, lambda u: self.call(u, torch.float32))
         config = QuantConfig(
             scheme="w4a8",
             activation="static" if is_static else "dynamic",
@@ -209,27 +206,3 @@ def compile_steps(model: str, is_static: bool, capability: int, multiprocessors:
     ):
         unets = StepModels(model, torch.device("cpu"), "triton", stack, torch.float16)
         unets.call(unets.quantized(is_static=is_static))
-
-
-class _OneStep(UNet2DAdapter):
-    """Runs a bare float32 UNet once, for ranges that suit random weights."""
-
-    def __init__(self, unets: StepModels) -> None:
-        self.unets = unets
-
-    def run(
-        self,
-        pipe: Any,
-        prompts: Sequence[str],  # noqa: ARG002
-        *,
-        steps: int,  # noqa: ARG002
-        guidance: float,  # noqa: ARG002
-        seed: int,  # noqa: ARG002
-        on_step: StepCallback | None = None,
-    ) -> Tensor:
-        """One step."""
-        with torch.no_grad():
-            result = self.unets.call(pipe, torch.float32)
-        if on_step is not None:
-            on_step(0, TIMESTEP, result)
-        return result

@@ -6,7 +6,7 @@ import ctypes
 import gc
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,9 @@ from ptq4adm.bench.process import AVX2, NATIVE, kernel_isa
 from ptq4adm.bench.shapes import TIMESTEP, model_spec, step_inputs
 from ptq4adm.bench.unet import DYNAMIC, FLOAT, OPENVINO_FLOAT, OPENVINO_INT8, STATIC
 from ptq4adm.errors import BenchmarkError
-from ptq4adm.models import UNet2DAdapter
 from ptq4adm.nn.hoist import prepared
 from ptq4adm.ops import cpu
 from ptq4adm.ops.machine import sample_instructions, sampler_missing
-from ptq4adm.protocols import StepCallback
 
 MB = 1e6
 _CALIBRATION_SEEDS = (1, 2)
@@ -192,7 +190,7 @@ class _TorchStep:
 
 
 def _own_step(model: str, variant: str, bits: int) -> tuple[_TorchStep, int]:
-    from ptq4adm.calibration import RunSettings, record
+    from ptq4adm.bench.one_step import calibrate_one_step
     from ptq4adm.config import QuantConfig
     from ptq4adm.nn import resident_bytes
     from ptq4adm.quantization import quantize
@@ -200,9 +198,7 @@ def _own_step(model: str, variant: str, bits: int) -> tuple[_TorchStep, int]:
     unet = _float_unet(model)
     calibration = None
     if variant == STATIC:
-        settings = RunSettings(steps=1, guidance=1.0, buckets=1, batch=1)
-        adapter = _RandomInputs(model)
-        calibration = record(adapter, unet, ["random inputs"], settings, progress=False)
+        calibration = calibrate_one_step(unet, lambda u: _TorchStep(u, model, is_hoisted=False)())
     config = QuantConfig(
         scheme=f"w{bits}a8",
         activation="dynamic" if variant == DYNAMIC else "static",
@@ -211,29 +207,6 @@ def _own_step(model: str, variant: str, bits: int) -> tuple[_TorchStep, int]:
     )
     quantize(unet, config, calibration, progress=False)
     return _TorchStep(unet, model, is_hoisted=True), resident_bytes(unet)
-
-
-class _RandomInputs(UNet2DAdapter):
-    """Runs a bare UNet once on random latents, for ranges that suit random weights."""
-
-    def __init__(self, model: str) -> None:
-        self.model = model
-
-    def run(
-        self,
-        pipe: Any,
-        prompts: Sequence[str],  # noqa: ARG002
-        *,
-        steps: int,  # noqa: ARG002
-        guidance: float,  # noqa: ARG002
-        seed: int,  # noqa: ARG002
-        on_step: StepCallback | None = None,
-    ) -> Tensor:
-        """One step."""
-        result = _TorchStep(pipe, self.model, is_hoisted=False)()
-        if on_step is not None:
-            on_step(0, TIMESTEP, result)
-        return result
 
 
 class _Positional(nn.Module):

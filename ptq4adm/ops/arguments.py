@@ -6,17 +6,19 @@ A check states what was given, what was needed and what to do. It runs in the fa
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
 import torch
 from torch import Tensor
 
-from ptq4adm.errors import DtypeError, ShapeError
+from ptq4adm.errors import BackendUnavailableError, DtypeError, ShapeError
 from ptq4adm.ops.prepack import packed_shape
 from ptq4adm.packing.layout import BLOCK_K, MAX_K, round_up
 
 OUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MOST_ELEMENTS = 2**31  # of a tensor: the GPU kernels' offsets within one are 32 bits
 
 
 @dataclass(slots=True)
@@ -46,6 +48,11 @@ class MatmulOptions:
     out_scale: Tensor | None = None
     geglu: bool = False
     out_dtype: torch.dtype = torch.float32
+
+
+_OPTIONAL_TENSORS = (
+    "w_mult", "bias", "temb", "residual", "x2_q", "x2_scale", "step", "out_scale",
+)  # fmt: skip
 
 
 class LinearKeywords(TypedDict, total=False):
@@ -125,6 +132,19 @@ class Conv2dGeometry:
             )
         return out[0], out[1]
 
+    def is_pointwise(self, size: tuple[int, int]) -> bool:
+        """Return whether the convolution is the product of its pixels, in place.
+
+        Args:
+            size: (H, W) of the input.
+        """
+        return (
+            self.kernel_size == (1, 1)
+            and self.stride == (1, 1)
+            and self.padding == (0, 0)
+            and self.upsample in (None, size)
+        )
+
 
 @dataclass(slots=True)
 class Matmul:
@@ -145,6 +165,12 @@ class Matmul:
     qweight: Tensor
     w_scale: Tensor
     options: MatmulOptions
+
+    def tensors(self) -> list[Tensor]:
+        """Return every tensor of the call."""
+        found = [self.x_q, self.x_scale, self.qweight, self.w_scale]
+        found += [getattr(self.options, name) for name in _OPTIONAL_TENSORS]
+        return [tensor for tensor in found if tensor is not None]
 
 
 def linear_shape(call: Matmul, backend: str) -> tuple[int, int]:
@@ -291,3 +317,23 @@ def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Raise ``ShapeError`` unless the tensor has the shape."""
     if tuple(tensor.shape) != shape:
         raise ShapeError(f"{name} {list(tensor.shape)}: expected {list(shape)}")
+
+
+def check_one_device(backend: str, x: Tensor, others: Iterable[Tensor | None]) -> None:
+    """Raise ``BackendUnavailableError`` unless all tensors are where ``x`` is."""
+    for other in others:
+        if other is not None and other.device != x.device:
+            raise BackendUnavailableError(
+                f"backend {backend!r} was given tensors on {x.device} and {other.device}; move the "
+                "layer and its input to one device"
+            )
+
+
+def check_elements(backend: str, elements: Mapping[str, int]) -> None:
+    """Raise ``ShapeError`` if a named tensor has as many elements as offsets do not reach."""
+    for name, count in elements.items():
+        if count >= MOST_ELEMENTS:
+            raise ShapeError(
+                f"{name}: {count} elements, the {backend} backend takes fewer than 2^31; split "
+                "the batch"
+            )

@@ -17,6 +17,7 @@ import torch
 
 from ptq4adm.errors import BackendUnavailableError
 from ptq4adm.ops import triton_backend
+from ptq4adm.ops.lazy import lazy_function
 
 OLDEST_CAPABILITY = (8, 0)
 _INSTEAD = "use backend='triton', 'cpu' or 'reference'"
@@ -86,25 +87,8 @@ def describe(device_type: str) -> str:
 
 
 def function(module_name: str, name: str) -> Callable[..., Any]:
-    """Return a function of ``ptq4adm.ops.<module_name>`` that imports it when it is called.
-
-    The returned function raises ``BackendUnavailableError`` where the compiled module, or Triton,
-    cannot be imported.
-    """
-
-    def call(*args: Any, **keywords: Any) -> Any:
-        return _load(module_name, name)(*args, **keywords)
-
-    return call
-
-
-@cache
-def _load(module_name: str, name: str) -> Callable[..., Any]:
-    reason = import_reason()
-    if reason is not None:
-        raise BackendUnavailableError(f"backend 'cuda' is not available: {reason}")
-    found: Callable[..., Any] = getattr(import_module(f"ptq4adm.ops.{module_name}"), name)
-    return found
+    """Return a function of ``ptq4adm.ops.<module_name>`` that imports it when it is called."""
+    return lazy_function("cuda", import_reason, module_name, name)
 
 
 @cache

@@ -17,9 +17,12 @@ from ptq4adm.kernels.launch import multiprocessors
 from ptq4adm.kernels.split_k import first_splits, workspace
 from ptq4adm.ops import cuda_backend
 from ptq4adm.ops.arguments import (
+    MOST_ELEMENTS,
     OUT_DTYPES,
     Conv2dGeometry,
     Matmul,
+    check_elements,
+    check_one_device,
     conv2d_shape,
     linear_shape,
     result_dtype,
@@ -29,7 +32,6 @@ from ptq4adm.ops.prepack import PANEL_N
 from ptq4adm.packing.layout import BLOCK_K
 
 NAME = "cuda"
-_MOST_ELEMENTS = 2**31  # offsets within a tensor are 32 bits
 _CHUNK_BYTES = 16  # of an asynchronous copy
 _GROUP = 4  # neighbouring channels that a thread stores together
 
@@ -199,7 +201,7 @@ def _run(
         return
     compiled = cuda_backend.module()
     arguments = _Arguments(compiled.Params())
-    is_convolution = geometry is not None and not _is_pointwise(call, geometry)
+    is_convolution = geometry is not None and not geometry.is_pointwise(_image(call))
     _put_operands(arguments, call, shape, geometry, compiled if is_convolution else None)
     params = arguments.params
     steps = params.blocks[0] + params.blocks[1]
@@ -253,7 +255,7 @@ def _put_operands(
         w_mult = torch.nn.functional.pad(w_mult, (0, 0, 0, -w_mult.shape[0] % PANEL_N))
     params.w_mult = arguments.address("w_mult", w_mult)
     if geometry is not None and compiled is not None:
-        image = tuple(call.x_q.shape[1:3])
+        image = _image(call)
         params.window = compiled.Window(
             size=image,
             enlarged=geometry.upsample or image,
@@ -312,41 +314,22 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _is_pointwise(call: Matmul, geometry: Conv2dGeometry) -> bool:
-    """Whether a convolution is the product of its pixels, in place."""
-    return (
-        geometry.kernel_size == (1, 1)
-        and geometry.stride == (1, 1)
-        and geometry.padding == (0, 0)
-        and geometry.upsample in (None, tuple(call.x_q.shape[1:3]))
-    )
+def _image(call: Matmul) -> tuple[int, int]:
+    """(H, W) of a convolution's input."""
+    return call.x_q.shape[1], call.x_q.shape[2]
 
 
 def _check_device(call: Matmul) -> None:
-    options, device = call.options, call.x_q.device
-    reason = cuda_backend.unavailable_reason(device.type)
+    reason = cuda_backend.unavailable_reason(call.x_q.device.type)
     if reason is not None:
         raise BackendUnavailableError(f"backend 'cuda' is not available: {reason}")
-    others = (
-        call.x_scale, call.qweight, call.w_scale, options.w_mult, options.bias, options.temb,
-        options.residual, options.x2_q, options.x2_scale, options.step, options.out_scale,
-    )  # fmt: skip
-    for other in others:
-        if other is not None and other.device != device:
-            raise BackendUnavailableError(
-                f"backend 'cuda' was given tensors on {device} and {other.device}; move the layer "
-                "and its input to one device"
-            )
+    check_one_device(NAME, call.x_q, call.tensors())
 
 
 def _check_sizes(call: Matmul, geometry: Conv2dGeometry | None) -> None:
-    for name, tensor in (("x_q", call.x_q), ("x2_q", call.options.x2_q), ("qweight", call.qweight)):
-        if tensor is not None and tensor.numel() >= _MOST_ELEMENTS:
-            raise ShapeError(
-                f"{name}: {tensor.numel()} elements, the cuda backend takes fewer than 2^31; "
-                "split the batch"
-            )
+    tensors = {"x_q": call.x_q, "x2_q": call.options.x2_q, "qweight": call.qweight}
+    check_elements(NAME, {name: 0 if t is None else t.numel() for name, t in tensors.items()})
     if geometry is not None and geometry.upsample is not None:
         for new, old in zip(geometry.upsample, call.x_q.shape[1:3], strict=True):
-            if new * old >= _MOST_ELEMENTS:
+            if new * old >= MOST_ELEMENTS:
                 raise ShapeError(f"upsample {geometry.upsample}: {new} * {old} is not below 2^31")

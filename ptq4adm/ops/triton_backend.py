@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ptq4adm.errors import BackendUnavailableError
+from ptq4adm.ops.lazy import lazy_function
 
 
 @cache
@@ -52,21 +52,5 @@ def describe(device_type: str) -> str:
 
 
 def function(module: str, name: str) -> Callable[..., Any]:
-    """Return a function of ``ptq4adm.ops.<module>`` that imports it when it is called.
-
-    The returned function raises ``BackendUnavailableError`` where Triton cannot be imported.
-    """
-
-    def call(*args: Any, **keywords: Any) -> Any:
-        return _load(module, name)(*args, **keywords)
-
-    return call
-
-
-@cache
-def _load(module: str, name: str) -> Callable[..., Any]:
-    reason = import_reason()
-    if reason is not None:
-        raise BackendUnavailableError(f"backend 'triton' is not available: {reason}")
-    found: Callable[..., Any] = getattr(import_module(f"ptq4adm.ops.{module}"), name)
-    return found
+    """Return a function of ``ptq4adm.ops.<module>`` that imports it when it is called."""
+    return lazy_function("triton", import_reason, module, name)

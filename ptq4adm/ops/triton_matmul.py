@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ptq4adm.errors import BackendUnavailableError, ConfigError, ShapeError
+from ptq4adm.errors import BackendUnavailableError, ConfigError
 from ptq4adm.kernels.conv2d import Window
 from ptq4adm.kernels.conv2d import conv2d as launch_conv2d
 from ptq4adm.kernels.conv2d_tma import can_load_boxes, conv2d_tma
@@ -29,6 +29,8 @@ from ptq4adm.kernels.tuning import TMA, Problem, TileConfig, find_config, illega
 from ptq4adm.ops.arguments import (
     Conv2dGeometry,
     Matmul,
+    check_elements,
+    check_one_device,
     conv2d_shape,
     linear_shape,
     result_dtype,
@@ -37,7 +39,6 @@ from ptq4adm.ops.arguments import (
 from ptq4adm.packing.layout import BLOCK_K, round_up
 
 NAME = "triton"
-_MOST_ELEMENTS = 2**31  # offsets within a tensor are 32 bits
 
 
 def linear(call: Matmul, config: TileConfig | None = None) -> Tensor:
@@ -108,12 +109,7 @@ def check_device(x: Tensor, *others: Tensor | None) -> None:
     reason = unavailable_reason(x.device)
     if reason is not None:
         raise BackendUnavailableError(f"backend 'triton' is not available: {reason}")
-    for other in others:
-        if other is not None and other.device != x.device:
-            raise BackendUnavailableError(
-                f"backend 'triton' was given tensors on {x.device} and {other.device}; move the "
-                "layer and its input to one device"
-            )
+    check_one_device(NAME, x, others)
 
 
 def linear_problem(call: Matmul) -> Problem:
@@ -123,9 +119,12 @@ def linear_problem(call: Matmul) -> Problem:
 
 def conv2d_problem(call: Matmul, geometry: Conv2dGeometry) -> Problem:
     """Return what the tile of a checked convolution call is chosen by."""
-    window = _window(call, geometry)
+    return _conv2d_problem(call, geometry, _window(call, geometry))
+
+
+def _conv2d_problem(call: Matmul, geometry: Conv2dGeometry, window: Window) -> Problem:
     M = call.x_q.shape[0] * window.out[0] * window.out[1]
-    if _is_pointwise(window):
+    if geometry.is_pointwise(window.size):
         return _problem(call, "gemm", M, 1, None)
     has_boxes = call.options.x2_q is None and can_load_boxes(call.x_q, window)
     taps = window.kernel[0] * window.kernel[1]
@@ -149,8 +148,8 @@ def _conv2d(
     window = _window(call, geometry)
     x_q, x2_q = call.x_q.contiguous(), _contiguous(call.options.x2_q)
     # boxes are cut out of the memory that is read, which may be a copy
-    config = _checked(config, conv2d_problem(replace(call, x_q=x_q), geometry))
-    if _is_pointwise(window):
+    config = _checked(config, _conv2d_problem(replace(call, x_q=x_q), geometry, window))
+    if geometry.is_pointwise(window.size):
         flat = None if x2_q is None else x2_q.flatten(0, 2)
         _launch_gemm(call, x_q.flatten(0, 2), flat, epilogue, config)
         return
@@ -172,16 +171,6 @@ def _launch_gemm(
         bits=call.bits,
         x2_q=x2_q,
         w_mult=_contiguous(call.options.w_mult),
-    )
-
-
-def _is_pointwise(window: Window) -> bool:
-    """Whether a convolution is the product of its pixels, in place."""
-    return (
-        window.kernel == (1, 1)
-        and window.stride == (1, 1)
-        and window.padding == (0, 0)
-        and window.enlargement == "none"
     )
 
 
@@ -227,20 +216,7 @@ def _checked(config: TileConfig | None, problem: Problem) -> TileConfig:
 
 def _output(call: Matmul, shape: tuple[int, ...]) -> Tensor:
     options = call.options
-    check_device(
-        call.x_q,
-        call.x_scale,
-        call.qweight,
-        call.w_scale,
-        options.w_mult,
-        options.bias,
-        options.temb,
-        options.residual,
-        options.x2_q,
-        options.x2_scale,
-        options.step,
-        options.out_scale,
-    )
+    check_device(call.x_q, *call.tensors())
     _check_sizes(call, shape)
     shape = result_shape(shape, options)
     return torch.empty(shape, dtype=result_dtype(options), device=call.x_q.device)
@@ -248,21 +224,13 @@ def _output(call: Matmul, shape: tuple[int, ...]) -> Tensor:
 
 def _check_sizes(call: Matmul, shape: tuple[int, ...]) -> None:
     x2_q = call.options.x2_q
-    for name, elements in (
-        ("x_q", call.x_q.numel()),
-        ("x2_q", 0 if x2_q is None else x2_q.numel()),
-        ("qweight", call.qweight.numel()),
-        ("the output", math.prod(shape)),
-    ):
-        if elements >= _MOST_ELEMENTS:
-            raise ShapeError(
-                f"{name}: {elements} elements, the triton backend takes fewer than 2^31; split "
-                "the batch"
-            )
+    elements = {"x_q": call.x_q.numel(), "qweight": call.qweight.numel()}
+    elements |= {"x2_q": 0 if x2_q is None else x2_q.numel(), "the output": math.prod(shape)}
+    check_elements(NAME, elements)
 
 
 def _accumulators(call: Matmul, shape: tuple[int, ...]) -> list[Tensor]:
-    check_device(call.x_q, call.qweight, call.options.x2_q, call.options.w_mult)
+    check_device(call.x_q, *call.tensors())
     _check_sizes(call, shape)
     segments = 1 if call.options.x2_q is None else 2
     return [torch.empty(shape, dtype=torch.int32, device=call.x_q.device) for _ in range(segments)]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from ptq4adm.kernels import launch
 
 from ptq4adm.bench.rows import read_rows
 from ptq4adm.cli import main
+from ptq4adm.kernels import launch
 
 interpreted = pytest.mark.skipif(
     not launch.IS_INTERPRETED, reason="rehearsals run in Triton's interpreter"

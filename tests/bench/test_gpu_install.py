@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
+
 from ptq4adm.kernels import launch
 
 ROOT = Path(__file__).resolve().parents[2]

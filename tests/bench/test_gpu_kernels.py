@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from ptq4adm.kernels import launch
-from ptq4adm.kernels.tuning import TileConfig
 
 from ptq4adm import ops
 from ptq4adm.bench import gpu_kernels
@@ -26,6 +24,8 @@ from ptq4adm.bench.gpu_timing import GpuCall, GpuTiming, HostTimer
 from ptq4adm.bench.gpu_variant import GpuVariant, check_equal, check_steps
 from ptq4adm.bench.shapes import LINEAR, LayerShape
 from ptq4adm.errors import BackendUnavailableError, BenchmarkError, ConfigError, OutputError
+from ptq4adm.kernels import launch
+from ptq4adm.kernels.tuning import TileConfig
 from ptq4adm.ops import reference
 from ptq4adm.ops.arguments import Matmul, MatmulOptions
 

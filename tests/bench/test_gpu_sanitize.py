@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from ptq4adm.kernels import launch
 
 from ptq4adm.bench.gpu_calls import ProductCall
+from ptq4adm.kernels import launch
 from ptq4adm.ops.arguments import MatmulOptions
 
 ROOT = Path(__file__).resolve().parents[2]

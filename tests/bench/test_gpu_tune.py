@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from ptq4adm.kernels import launch, tuning
-from ptq4adm.kernels.tuning import TileConfig
 
 from ptq4adm.bench import gpu_precompile, gpu_tune
 from ptq4adm.bench.gpu_calls import ProductCall
@@ -22,6 +20,8 @@ from ptq4adm.bench.gpu_tiles import use_configs
 from ptq4adm.bench.gpu_timing import HostTimer
 from ptq4adm.bench.gpu_tune import TuneJob, format_tune, measure_product, run_tune
 from ptq4adm.errors import BackendUnavailableError, ConfigError
+from ptq4adm.kernels import launch, tuning
+from ptq4adm.kernels.tuning import TileConfig
 
 interpreted = pytest.mark.skipif(
     not launch.IS_INTERPRETED, reason="rehearsals run in Triton's interpreter"

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from ptq4adm.kernels import launch
 
 from ptq4adm.bench import gpu_unet, gpu_unet_models
 from ptq4adm.bench.gpu_faults import exit_code
@@ -26,6 +25,7 @@ from ptq4adm.bench.gpu_unet import (
 from ptq4adm.bench.gpu_unet_models import StepModels
 from ptq4adm.bench.gpu_unet_report import format_unets
 from ptq4adm.errors import ConfigError, MissingComponentError
+from ptq4adm.kernels import launch
 from ptq4adm.nn import W4A8Conv2d
 from ptq4adm.nn.forwards import is_hoisted
 from ptq4adm.nn.hoist import HoistedForward

@@ -6,15 +6,13 @@ test is a race check as well. Emulation is slow: sizes are small, but end within
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from operator_cases import CONVOLUTIONS, build_case
 from torch import Tensor
 
 from ptq4adm.errors import ConfigError, ShapeError
@@ -22,21 +20,6 @@ from ptq4adm.ops import cuda_backend, cuda_matmul, reference
 from ptq4adm.ops.arguments import Conv2dGeometry, Matmul
 from ptq4adm.ops.cuda_matmul import CudaTile, choose_tile
 from ptq4adm.ops.prepack import prepack
-
-
-def _load_cases() -> ModuleType:
-    """Builders of calls and the oracle, which the tests of the operators share."""
-    path = Path(__file__).resolve().parents[1] / "ops" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("operator_cases", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = _load_cases()
 
 MODES = pytest.mark.parametrize(
     ("bits", "is_grouped"), [(4, False), (4, True), (8, False)], ids=["w4", "w4-groups", "w8"]
@@ -125,7 +108,7 @@ def _assert_equal(case, tile: CudaTile | None = SMALL) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_linear_equals_the_oracle(size, bits, is_grouped) -> None:
     shape, segments, N = SIZES[size]
-    _assert_exact(cases.build_case(bits, shape, segments, N, is_grouped=is_grouped), SMALL)
+    _assert_exact(build_case(bits, shape, segments, N, is_grouped=is_grouped), SMALL)
 
 
 @MODES
@@ -133,7 +116,7 @@ def test_linear_equals_the_oracle(size, bits, is_grouped) -> None:
 @pytest.mark.parametrize("segments", [(64,), (320, 72)], ids=["one step", "two segments"])
 def test_every_tile_equals_the_oracle(segments, size, bits, is_grouped) -> None:
     """Two tiles by two, the last of each with a few rows and channels."""
-    case = cases.build_case(bits, (size[0] + 3,), segments, size[1] + 5, is_grouped=is_grouped)
+    case = build_case(bits, (size[0] + 3,), segments, size[1] + 5, is_grouped=is_grouped)
     _assert_exact(case, CudaTile(*size))
 
 
@@ -144,48 +127,48 @@ def test_splits_equal_the_oracle(matmul_emulated, splits, is_backward, bits, is_
     """Seven of nine steps leave blocks without any; whichever block comes last adds up."""
     matmul_emulated.run_backward(is_backward)
     for segments in ((576,), (320, 200)):
-        case = cases.build_case(bits, (5,), segments, 35, is_grouped=is_grouped)
+        case = build_case(bits, (5,), segments, 35, is_grouped=is_grouped)
         _assert_exact(case, CudaTile(64, 32, splits))
 
 
 @MODES
-@pytest.mark.parametrize("name", cases.CONVOLUTIONS)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions_equal_the_oracle(name, bits, is_grouped) -> None:
-    shape, channels, geometry = cases.CONVOLUTIONS[name]
-    case = cases.build_case(bits, shape, (channels,), 19, geometry, is_grouped=is_grouped)
+    shape, channels, geometry = CONVOLUTIONS[name]
+    case = build_case(bits, shape, (channels,), 19, geometry, is_grouped=is_grouped)
     _assert_exact(case, SMALL)
 
 
 @pytest.mark.parametrize("name", ["3x3", "stride 2", "upsample 2", "upsample odd"])
 @pytest.mark.parametrize("splits", [1, 4])
 def test_convolutions_of_two_segments(name, splits) -> None:
-    shape, channels, geometry = cases.CONVOLUTIONS[name]
-    case = cases.build_case(4, shape, (channels, 72), 35, geometry)
+    shape, channels, geometry = CONVOLUTIONS[name]
+    case = build_case(4, shape, (channels, 72), 35, geometry)
     _assert_exact(case, CudaTile(64, 64, splits))
 
 
 @pytest.mark.parametrize("size", TILES, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_every_tile_convolves(size) -> None:
     """Tiles that end inside an image and hold several."""
-    _assert_exact(cases.build_case(4, (3, 7, 8), (64,), 37, SAME), CudaTile(*size))
+    _assert_exact(build_case(4, (3, 7, 8), (64,), 37, SAME), CudaTile(*size))
 
 
 @BITS
 def test_real_sums_do_not_saturate(bits) -> None:
     """The longest K of TANGO, 9 x 2560, of extremes."""
     w_value = -8 if bits == 4 else -127
-    case = cases.build_case(bits, (1, 1, 2), (2560,), 17, SAME, w_value=w_value, x_value=-128)
+    case = build_case(bits, (1, 1, 2), (2560,), 17, SAME, w_value=w_value, x_value=-128)
     _assert_exact(case, CudaTile(64, 32, 4))
 
 
 def test_largest_groups_do_not_carry() -> None:
     for w_value in (-8, 7):
-        case = cases.build_case(4, (3,), (128,), 17, is_grouped=True, w_value=w_value, x_value=-128)
+        case = build_case(4, (3,), (128,), 17, is_grouped=True, w_value=w_value, x_value=-128)
         _assert_exact(case, SMALL)
 
 
 def test_operands_need_not_be_contiguous_or_aligned() -> None:
-    case = cases.build_case(4, (5,), (64,), 20)
+    case = build_case(4, (5,), (64,), 20)
     call = _on_cuda(case)
     for wide in (torch.zeros(5, 128, dtype=torch.int8), torch.zeros(5 * 64 + 1, dtype=torch.int8)):
         view = wide[:, ::2] if wide.dim() == 2 else wide[1:].view(5, 64)
@@ -232,7 +215,7 @@ def _scaled(case, x_scale: Tensor | None = None, **options: object):
 @pytest.mark.parametrize("name", TERMS)
 def test_terms(name, width, tile) -> None:
     n = N[width]
-    _assert_equal(_scaled(cases.build_case(4, (M,), (K,), n), **TERMS[name](n)), tile)
+    _assert_equal(_scaled(build_case(4, (M,), (K,), n), **TERMS[name](n)), tile)
 
 
 @MODES
@@ -240,7 +223,7 @@ def test_terms(name, width, tile) -> None:
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_outputs(name, width, bits, is_grouped) -> None:
     n = N[width]
-    case = cases.build_case(bits, (M,), (K,), n, is_grouped=is_grouped)
+    case = build_case(bits, (M,), (K,), n, is_grouped=is_grouped)
     _assert_equal(_scaled(case, **TERMS["all"](n), **OUTPUTS[name]))
 
 
@@ -250,7 +233,7 @@ def test_two_segments_have_their_own_scales(form, tile) -> None:
     size = {"one": 1, "row": M, "table": 10}[form]
     step = torch.tensor([7]) if form == "table" else None
     case = _scaled(
-        cases.build_case(4, (M,), (K, 130), 36),
+        build_case(4, (M,), (K, 130), 36),
         torch.rand(size),
         x2_scale=torch.rand(size),
         step=step,
@@ -260,24 +243,24 @@ def test_two_segments_have_their_own_scales(form, tile) -> None:
 
 @BITS
 def test_a_scale_for_every_row(bits) -> None:
-    _assert_equal(_scaled(cases.build_case(bits, (70,), (K,), 37), torch.rand(70)))
+    _assert_equal(_scaled(build_case(bits, (70,), (K,), 37), torch.rand(70)))
 
 
 @pytest.mark.parametrize("index", [0, 9])
 def test_a_row_of_every_table(index) -> None:
     step = torch.tensor(index)
-    case = _scaled(cases.build_case(4, (M,), (K,), 36), torch.rand(10), step=step)
+    case = _scaled(build_case(4, (M,), (K,), 36), torch.rand(10), step=step)
     _assert_equal(case.with_options(out_scale=torch.rand(10) + 0.1))
 
 
 @pytest.mark.parametrize("index", [-1, 10, 2**40])
 def test_a_step_outside_the_table_shows_as_nan(index) -> None:
-    case = _scaled(cases.build_case(4, (M,), (K,), 36), torch.rand(10), step=torch.tensor([index]))
+    case = _scaled(build_case(4, (M,), (K,), 36), torch.rand(10), step=torch.tensor([index]))
     assert bool(cuda_matmul.linear(_on_cuda(case), SMALL).isnan().all())
 
 
 def test_minus_zero_is_kept() -> None:
-    case = cases.build_case(4, (M,), (K,), 36, x_value=0)
+    case = build_case(4, (M,), (K,), 36, x_value=0)
     case = case.with_scales(torch.tensor(1.0), -torch.ones(36))
     case = case.with_options(temb=torch.full((2, 36), -0.0))
     assert bool(torch.signbit(reference.linear(case.call)).all())
@@ -289,7 +272,7 @@ def test_minus_zero_is_kept() -> None:
 @pytest.mark.parametrize("channels", [64, 96, 38], ids=lambda n: f"N{n}")
 def test_gated_result_equals_the_reference(channels, tile, out) -> None:
     """38 channels do not split into whole units: gated outside of the kernel."""
-    case = cases.build_case(4, (9,), (K,), channels)
+    case = build_case(4, (9,), (K,), channels)
     case = case.with_scales(torch.tensor(1e-3), torch.rand(channels) + 0.5)
     case = case.with_options(
         geglu=True, bias=torch.randn(channels), residual=torch.randn(9, channels).half()
@@ -315,7 +298,7 @@ def test_gated_result_equals_the_reference(channels, tile, out) -> None:
 @pytest.mark.parametrize("out", ["float32", "bfloat16", "int8"])
 def test_convolution_epilogue_follows_pixels_and_samples(out, bits) -> None:
     case = _scaled(
-        cases.build_case(bits, (3, 5, 8), (64, 24), 36, SAME),
+        build_case(bits, (3, 5, 8), (64, 24), 36, SAME),
         torch.rand(10) * 0.01,
         x2_scale=torch.rand(10) * 0.01,
         step=torch.tensor([7]),
@@ -331,7 +314,7 @@ def test_convolution_epilogue_follows_pixels_and_samples(out, bits) -> None:
 def test_pointwise_convolution_is_a_product_of_its_pixels(bits) -> None:
     """The shortcut of an up block: two segments with scales of their own."""
     case = _scaled(
-        cases.build_case(bits, (2, 3, 5), (72, 40), 37, Conv2dGeometry((1, 1))),
+        build_case(bits, (2, 3, 5), (72, 40), 37, Conv2dGeometry((1, 1))),
         x2_scale=torch.tensor(0.7),
         residual=torch.randn(2, 3, 5, 37),
     )
@@ -339,9 +322,9 @@ def test_pointwise_convolution_is_a_product_of_its_pixels(bits) -> None:
 
 
 def test_no_rows_give_no_rows() -> None:
-    linear = _on_cuda(cases.build_case(4, (0,), (70,), 20))
+    linear = _on_cuda(build_case(4, (0,), (70,), 20))
     assert cuda_matmul.linear(linear).shape == (0, 20)
-    image = _on_cuda(cases.build_case(4, (0, 3, 3), (70,), 20, SAME))
+    image = _on_cuda(build_case(4, (0, 3, 3), (70,), 20, SAME))
     assert cuda_matmul.conv2d(image, SAME).shape == (0, 3, 3, 20)
 
 
@@ -356,7 +339,7 @@ def test_tiles_fit_into_every_gpu(matmul_emulated: ModuleType) -> None:
 
 
 def test_chosen_tile_runs_and_fills_the_gpu() -> None:
-    _assert_exact(cases.build_case(4, (70,), (600,), 40), None)
+    _assert_exact(build_case(4, (70,), (600,), 40), None)
     assert choose_tile(8192, 1280, 20, 108) == CudaTile(128, 128)
     few_rows = choose_tile(128, 1280, 180, 108)
     blocks = -(-128 // few_rows.block_m) * -(-1280 // few_rows.block_n) * few_rows.split_k
@@ -365,7 +348,7 @@ def test_chosen_tile_runs_and_fills_the_gpu() -> None:
 
 
 def test_illegal_tiles_are_refused() -> None:
-    call = _on_cuda(cases.build_case(4, (5,), (64,), 20))
+    call = _on_cuda(build_case(4, (5,), (64,), 20))
     with pytest.raises(ConfigError, match="split_k = 2: there are 1 steps of 64 k"):
         cuda_matmul.linear(call, CudaTile(64, 32, 2))
     with pytest.raises(ValueError, match="no kernel has a tile of this size"):
@@ -374,4 +357,4 @@ def test_illegal_tiles_are_refused() -> None:
 
 def test_canonical_weight_is_refused() -> None:
     with pytest.raises(ShapeError, match="in the order of backend 'cuda'; call prepack first"):
-        cuda_matmul.linear(cases.build_case(4, (5,), (64,), 20).call)
+        cuda_matmul.linear(build_case(4, (5,), (64,), 20).call)

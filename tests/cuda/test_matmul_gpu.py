@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from dataclasses import fields, replace
-from pathlib import Path
-from types import ModuleType
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from operator_cases import CONVOLUTIONS, build_case, call_on
 
 from ptq4adm.ops import cuda_backend, cuda_matmul, reference
-from ptq4adm.ops.arguments import Conv2dGeometry, Matmul, MatmulOptions
+from ptq4adm.ops.arguments import Conv2dGeometry, Matmul
 from ptq4adm.ops.cuda_matmul import CudaTile
 from ptq4adm.ops.prepack import prepack
 
@@ -22,20 +18,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-
-def _load_cases() -> ModuleType:
-    """Builders of calls and the oracle, which the tests of the operators share."""
-    path = Path(__file__).resolve().parents[1] / "ops" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("operator_cases_gpu", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = _load_cases()
 
 MODES = pytest.mark.parametrize(
     ("bits", "is_grouped"), [(4, False), (4, True), (8, False)], ids=["w4", "w4-groups", "w8"]
@@ -58,14 +40,9 @@ def _available() -> None:
 def _on_gpu(case) -> Matmul:
     """The call with its weight in order ``cuda`` and its tensors on the GPU."""
 
-    def move(value: object) -> object:
-        return value.cuda() if isinstance(value, Tensor) else value
-
     call = case.call
     qweight = prepack(call.qweight, bits=call.bits, layout=case.layout, backend="cuda")
-    options = {f.name: move(getattr(call.options, f.name)) for f in fields(MatmulOptions)}
-    moved = {f.name: move(getattr(replace(call, qweight=qweight), f.name)) for f in fields(Matmul)}
-    return Matmul(**{**moved, "options": MatmulOptions(**options)})
+    return call_on(replace(call, qweight=qweight), "cuda")
 
 
 @MODES
@@ -75,17 +52,17 @@ def _on_gpu(case) -> Matmul:
 )
 def test_linear_equals_the_oracle(bits, is_grouped, tile, size) -> None:
     M, segments, N = size
-    case = cases.build_case(bits, (M,), segments, N, is_grouped=is_grouped)
+    case = build_case(bits, (M,), segments, N, is_grouped=is_grouped)
     got = cuda_matmul.accumulate_linear(_on_gpu(case), tile)
     for mine, expected in zip(got, case.oracle(), strict=True):
         assert torch.equal(mine.cpu(), expected)
 
 
 @MODES
-@pytest.mark.parametrize("name", cases.CONVOLUTIONS)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_conv2d_equals_the_oracle(bits, is_grouped, name) -> None:
-    shape, channels, geometry = cases.CONVOLUTIONS[name]
-    case = cases.build_case(bits, shape, (channels,), 19, geometry, is_grouped=is_grouped)
+    shape, channels, geometry = CONVOLUTIONS[name]
+    case = build_case(bits, shape, (channels,), 19, geometry, is_grouped=is_grouped)
     got = cuda_matmul.accumulate_conv2d(_on_gpu(case), geometry)
     assert torch.equal(got[0].cpu(), case.oracle()[0])
 
@@ -93,7 +70,7 @@ def test_conv2d_equals_the_oracle(bits, is_grouped, name) -> None:
 @TILES
 @pytest.mark.parametrize("out", ["float32", "float16", "bfloat16", "int8"])
 def test_epilogue_equals_the_reference(tile, out) -> None:
-    case = cases.build_case(4, (3, 8, 8), (320,), 40, SAME)
+    case = build_case(4, (3, 8, 8), (320,), 40, SAME)
     case = case.with_scales(torch.rand(10) * 0.01, torch.rand(40)).with_options(
         step=torch.tensor([7]),
         bias=torch.randn(40),
@@ -111,7 +88,7 @@ def test_epilogue_equals_the_reference(tile, out) -> None:
 
 def test_a_captured_step_is_replayed_with_another_scale() -> None:
     """Split K in a CUDA graph: counters of its own, the table's row read at every replay."""
-    case = cases.build_case(4, (64,), (1280,), 64)
+    case = build_case(4, (64,), (1280,), 64)
     case = case.with_scales(torch.rand(10), torch.rand(64)).with_options(step=torch.tensor([0]))
     call, tile = _on_gpu(case), CudaTile(64, 32, 4)
     cuda_matmul.linear(call, tile)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+
 from ptq4adm.kernels.inspection import programs_at_once, resources
 from ptq4adm.kernels.launch import OfflineTarget, compile_only, launch
 from ptq4adm.kernels.tuning import TileConfig, planned_programs, shared_bytes

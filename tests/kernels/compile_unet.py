@@ -12,12 +12,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from ptq4adm.kernels.inspection import resources
-from ptq4adm.kernels.launch import compile_only
 
 from ptq4adm import ops
 from ptq4adm.bench.gpu_unet_models import StepModels
 from ptq4adm.bench.shapes import model_layers
+from ptq4adm.kernels.inspection import resources
+from ptq4adm.kernels.launch import compile_only
 
 MODEL = "audioldm-s"
 MULTIPROCESSORS = {80: 108, 90: 132}

@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
-from dataclasses import fields
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from operator_cases import build_case, call_on, triton_devices
+from torch import Tensor
+
 from ptq4adm.kernels import split_k
 from ptq4adm.kernels.epilogue import Epilogue
 from ptq4adm.kernels.gemm import gemm
 from ptq4adm.kernels.tuning import TileConfig
-from torch import Tensor
-
-from ptq4adm.ops.arguments import Matmul, MatmulOptions, linear_shape, result_dtype, result_shape
+from ptq4adm.ops.arguments import Matmul, linear_shape, result_dtype, result_shape
 
 POISON = -77
 
 
-def _ops_conftest() -> ModuleType:
-    """tests/ops/conftest.py, whose builders of calls and exact oracle serve here, too."""
-    name = "ops_conftest"
-    if name not in sys.modules:
-        path = Path(__file__).resolve().parents[1] / "ops" / "conftest.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-def _devices() -> list[object]:
-    on_gpu = pytest.param("cuda", marks=pytest.mark.gpu)
-    return [on_gpu] if torch.cuda.is_available() else ["cpu"]
-
-
-@pytest.fixture(params=_devices())
+@pytest.fixture(params=triton_devices())
 def device(request: pytest.FixtureRequest) -> str:
     """The GPU if there is one, else the CPU, where kernels are interpreted."""
     return str(request.param)
@@ -50,7 +28,7 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def make_case() -> Callable[..., Any]:
     """Builder of a product of random integers with its exact oracle."""
-    return _ops_conftest().build_case
+    return build_case
 
 
 @pytest.fixture
@@ -69,17 +47,6 @@ def counters(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     monkeypatch.setattr(split_k._counters, "take", recording)
     monkeypatch.setattr(split_k.torch, "empty", poisoned)
     return taken
-
-
-def _on(call: Matmul, device: str) -> Matmul:
-    """The call with its tensors on a device."""
-
-    def move(value: object) -> object:
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    options = {f.name: move(getattr(call.options, f.name)) for f in fields(MatmulOptions)}
-    moved = {f.name: move(getattr(call, f.name)) for f in fields(Matmul)}
-    return Matmul(**{**moved, "options": MatmulOptions(**options)})
 
 
 def _launch(call: Matmul, epilogue: Epilogue, config: TileConfig, counters: list[Tensor]) -> None:
@@ -103,7 +70,7 @@ def accumulate(device: str, counters: list[Tensor]) -> Callable[..., list[Tensor
     """Function (call, config) -> int32 accumulators of each segment, from poisoned memory."""
 
     def run(call: Matmul, config: TileConfig) -> list[Tensor]:
-        call = _on(call, device)
+        call = call_on(call, device)
         shape = linear_shape(call, "triton")
         segments = 1 if call.options.x2_q is None else 2
         out = [torch.full(shape, POISON, dtype=torch.int32, device=device) for _ in range(segments)]
@@ -125,7 +92,7 @@ def finish(device: str, counters: list[Tensor]) -> Callable[..., Tensor]:
     """Function (call, config) -> output of the epilogue, from poisoned memory."""
 
     def run(call: Matmul, config: TileConfig) -> Tensor:
-        call = _on(call, device)
+        call = call_on(call, device)
         options = call.options
         shape = result_shape(linear_shape(call, "triton"), options)
         dtype = result_dtype(options)

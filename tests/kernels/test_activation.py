@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from ptq4adm.kernels import activation, group_statistics, groupnorm, launch
 from torch import Tensor
 
+from ptq4adm.kernels import activation, group_statistics, groupnorm, launch
 from ptq4adm.ops import reference, triton_activation
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ptq4adm.kernels import inspection
 from ptq4adm.kernels.inspection import Counts, Resources
 from ptq4adm.kernels.tuning import TileConfig

@@ -10,6 +10,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+
 from ptq4adm.kernels import device as device_functions
 from ptq4adm.kernels.device import (
     absmax_bits,
@@ -22,7 +23,6 @@ from ptq4adm.kernels.device import (
     scale_of,
 )
 from ptq4adm.kernels.launch import launch
-
 from ptq4adm.ops import reference
 
 BYTES = torch.arange(256, dtype=torch.uint8)

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ptq4adm.kernels.tuning import TileConfig
 from torch import Tensor
 
+from ptq4adm.kernels.tuning import TileConfig
 from ptq4adm.ops import reference
 
 M, K, N = 20, 72, 38  # tiles of 16 end within all of them

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from ptq4adm.kernels.tuning import TileConfig
 
 OLDEST = Path(sys.prefix) / "oldest"

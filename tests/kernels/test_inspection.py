@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ptq4adm.kernels import inspection
-from ptq4adm.kernels.inspection import Counts, Resources, count_ptx, hot_loops, parse_sass
 
 from ptq4adm.errors import BackendUnavailableError
+from ptq4adm.kernels import inspection
+from ptq4adm.kernels.inspection import Counts, Resources, count_ptx, hot_loops, parse_sass
 
 # a loop with an inner loop, and a cold block behind the end that jumps back into it
 SASS = """

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from ptq4adm.kernels import launch
 
 from ptq4adm.errors import BackendUnavailableError
+from ptq4adm.kernels import launch
 
 CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
 
@@ -81,7 +81,9 @@ def test_compiled_kernels_need_a_gpu(monkeypatch, device) -> None:
 def test_a_machine_without_a_gpu_is_told_what_to_use(monkeypatch) -> None:
     monkeypatch.setattr(launch, "IS_INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    launch._gpu_reason.cache_clear()
     reason = launch.unavailable_reason(CUDA)
+    launch._gpu_reason.cache_clear()
     assert reason == "torch finds no CUDA device; use backend='cpu' or 'reference'"
 
 
@@ -92,12 +94,14 @@ def test_old_gpus_are_refused_by_name(monkeypatch, major, minor, fits) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
-    launch._properties.cache_clear()
+    for cached in (launch._properties, launch._gpu_reason):
+        cached.cache_clear()
     try:
         reason = launch.unavailable_reason(CUDA)
         assert launch.multiprocessors(CUDA) == 40
     finally:
-        launch._properties.cache_clear()
+        for cached in (launch._properties, launch._gpu_reason):
+            cached.cache_clear()
     if fits:
         assert reason is None
     else:

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
+
 from ptq4adm.kernels import split_k
 from ptq4adm.kernels.split_k import first_splits, workspace
-from torch import Tensor
 
 CPU = torch.device("cpu")
 

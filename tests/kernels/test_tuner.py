@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ptq4adm.kernels import tuner, tuning
-from ptq4adm.kernels.tuning import Problem, TileConfig
 
 from ptq4adm.errors import ConfigError
+from ptq4adm.kernels import tuner, tuning
+from ptq4adm.kernels.tuning import Problem, TileConfig
 
 GEMM = Problem("w4a8_gemm", 8192, 320, (320,), capability=90, multiprocessors=132, device="gpu")
 CONV = replace(GEMM, kernel="w4a8_conv2d", taps=9, box=(256, 16))

@@ -9,6 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from ptq4adm.bench.shapes import CONV3X3, LINEAR, MODELS, LayerShape, model_layers
+from ptq4adm.errors import ConfigError
 from ptq4adm.kernels import tuning
 from ptq4adm.kernels.tuning import (
     GATHER,
@@ -24,9 +27,6 @@ from ptq4adm.kernels.tuning import (
     save_configs,
     shared_bytes,
 )
-
-from ptq4adm.bench.shapes import CONV3X3, LINEAR, MODELS, LayerShape, model_layers
-from ptq4adm.errors import ConfigError
 
 MULTIPROCESSORS = {80: 108, 86: 82, 89: 128, 90: 132}
 GEMM = Problem("w4a8_gemm", M=2048, N=640, channels=(640,), capability=80, multiprocessors=108)

@@ -15,7 +15,7 @@ import torch
 
 from ptq4adm import ops
 from ptq4adm.errors import BackendUnavailableError, UnknownBackendError
-from ptq4adm.ops import backends, compiled, cpu, cuda_backend, triton_backend
+from ptq4adm.ops import backends, compiled, cpu, cuda_backend, lazy, triton_backend
 
 
 @pytest.fixture(autouse=True)
@@ -96,8 +96,9 @@ class _FakeCuda:
 
 
 def _forget_cuda() -> None:
-    for name in ("_import", "_load", "_machine_reason", "_device_reason"):
+    for name in ("_import", "_machine_reason", "_device_reason"):
         getattr(cuda_backend, name).cache_clear()
+    lazy.load.cache_clear()
 
 
 @pytest.fixture
@@ -187,10 +188,10 @@ def without_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(sys.modules, "triton", None)
     for name in [name for name in sys.modules if name.startswith("ptq4adm.kernels.")]:
         monkeypatch.delitem(sys.modules, name)
-    for cached in (triton_backend.import_reason, triton_backend._load):
+    for cached in (triton_backend.import_reason, lazy.load):
         cached.cache_clear()
     yield
-    for cached in (triton_backend.import_reason, triton_backend._load):
+    for cached in (triton_backend.import_reason, lazy.load):
         cached.cache_clear()
 
 

@@ -6,28 +6,24 @@ what the operators add.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from ptq4adm.kernels.tuning import TileConfig, illegal_reason
+from operator_cases import call_on, triton_devices
 from torch import Tensor
 
 from ptq4adm.errors import BackendUnavailableError, ConfigError, ShapeError
+from ptq4adm.kernels.tuning import TileConfig, illegal_reason
 from ptq4adm.ops import reference, triton_matmul
-from ptq4adm.ops.arguments import Conv2dGeometry, Matmul, MatmulOptions
+from ptq4adm.ops.arguments import Conv2dGeometry
 
 MODES = [(4, False), (4, True), (8, False)]
 MODE_IDS = ["w4", "w4-groups", "w8"]
 SAME = Conv2dGeometry((3, 3), padding=(1, 1))
 
 
-def _devices() -> list[object]:
-    on_gpu = pytest.param("cuda", marks=pytest.mark.gpu)
-    return [on_gpu] if torch.cuda.is_available() else ["cpu"]
-
-
-@pytest.fixture(params=_devices())
+@pytest.fixture(params=triton_devices())
 def device(request: pytest.FixtureRequest) -> str:
     """The GPU if there is one, else the CPU, where kernels are interpreted."""
     return str(request.param)
@@ -45,19 +41,8 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_matmul.torch, "empty", poisoned)
 
 
-def _on(call: Matmul, device: str) -> Matmul:
-    """The call with its tensors on a device."""
-
-    def move(value: object) -> object:
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    options = {f.name: move(getattr(call.options, f.name)) for f in fields(MatmulOptions)}
-    moved = {f.name: move(getattr(call, f.name)) for f in fields(Matmul)}
-    return Matmul(**{**moved, "options": MatmulOptions(**options)})
-
-
 def _assert_exact(case, geometry, device, config=None) -> None:
-    got = triton_matmul.accumulate_conv2d(_on(case.call, device), geometry, config)
+    got = triton_matmul.accumulate_conv2d(call_on(case.call, device), geometry, config)
     for mine, expected in zip(got, case.oracle(), strict=True):
         assert torch.equal(mine.cpu(), expected)
 
@@ -137,7 +122,7 @@ def test_real_sums_do_not_saturate(make_case, device) -> None:
 
 def test_images_need_not_be_contiguous(make_case, device) -> None:
     case = make_case(4, (2, 5, 7), (70,), 20, SAME)
-    call = _on(case.call, device)
+    call = call_on(case.call, device)
     wide = torch.zeros(2, 5, 7, 140, dtype=torch.int8, device=device)
     wide[..., ::2] = call.x_q
     call.x_q = wide[..., ::2]
@@ -149,7 +134,7 @@ def test_boxes_are_cut_whatever_the_stride_of_a_single_image(make_case, device) 
     if device == "cuda" and torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("boxes need compute capability 9.0")
     case = make_case(4, (1, 4, 8), (64,), 20, SAME)
-    call = _on(case.call, device)
+    call = call_on(case.call, device)
     call.x_q = call.x_q.as_strided(call.x_q.shape, (1, *call.x_q.stride()[1:]))
     assert call.x_q.is_contiguous()
     config = TileConfig(32, 64, num_stages=1, form="tma")
@@ -174,10 +159,10 @@ def test_a_step_may_not_reach_over_the_tap_of_a_convolution(make_case) -> None:
 
 
 def test_no_rows_give_no_rows(make_case, device) -> None:
-    linear = _on(make_case(4, (0,), (70,), 20).call, device)
+    linear = call_on(make_case(4, (0,), (70,), 20).call, device)
     assert triton_matmul.linear(linear).shape == (0, 20)
     for geometry in (SAME, Conv2dGeometry((1, 1))):
-        image = _on(make_case(4, (0, 3, 3), (70,), 20, geometry).call, device)
+        image = call_on(make_case(4, (0, 3, 3), (70,), 20, geometry).call, device)
         assert triton_matmul.conv2d(image, geometry).shape == (0, 3, 3, 20)
 
 
@@ -203,7 +188,7 @@ def test_conv2d_epilogue_equals_the_reference(make_case, device, out, bits, form
         else case.with_options(out_dtype=getattr(torch, out))
     )
     config = TileConfig(32, 64, 64, 4, 1, split_k=2, form=form)
-    got = triton_matmul.conv2d(_on(case.call, device), SAME, config)
+    got = triton_matmul.conv2d(call_on(case.call, device), SAME, config)
     expected = reference.conv2d(case.call, SAME)
     assert got.dtype == expected.dtype
     if out == "bfloat16" and device == "cpu":
@@ -223,14 +208,14 @@ def test_pointwise_conv2d_is_a_product_of_its_pixels(make_case, device, bits) ->
         x2_scale=torch.tensor(0.7), bias=torch.randn(37), residual=torch.randn(2, 3, 5, 37)
     )
     assert triton_matmul.conv2d_problem(case.call, geometry).kernel == f"w{bits}a8_gemm"
-    got = triton_matmul.conv2d(_on(case.call, device), geometry)
+    got = triton_matmul.conv2d(call_on(case.call, device), geometry)
     assert torch.equal(got.cpu(), reference.conv2d(case.call, geometry))
 
 
 def test_gated_convolution(make_case, device) -> None:
     case = make_case(4, (2, 3, 5), (64,), 38, SAME)
     case = case.with_scales(torch.tensor(0.001), torch.rand(38)).with_options(geglu=True)
-    got = triton_matmul.conv2d(_on(case.call, device), SAME).cpu()
+    got = triton_matmul.conv2d(call_on(case.call, device), SAME).cpu()
     expected = reference.conv2d(case.call, SAME)
     assert got.shape == expected.shape == (2, 3, 5, 19)
     assert float((got - expected).abs().max()) <= 2e-6 * float(expected.abs().max())
@@ -242,7 +227,7 @@ def test_step_outside_the_table_shows_as_nan(make_case, device) -> None:
         case = make_case(4, (2, 3, 5), (64,), 20, SAME)
         case = case.with_scales(torch.rand(10), torch.rand(20))
         case = case.with_options(step=torch.tensor(index))
-        assert bool(triton_matmul.conv2d(_on(case.call, device), SAME).isnan().all())
+        assert bool(triton_matmul.conv2d(call_on(case.call, device), SAME).isnan().all())
 
 
 # --- refused ------------------------------------------------------------------------------------
