@@ -30,8 +30,9 @@ from ptq4adm.errors import (
     NonFiniteError,
     OutputError,
 )
+from ptq4adm.floating import use_float_where_faster
 from ptq4adm.models import TextToAudioPipeline, find_adapter, save_components
-from ptq4adm.nn import StepIndex, StorageLayer, attach_step_hook
+from ptq4adm.nn import QuantizedLayer, StepIndex, StorageLayer, attach_step_hook
 from ptq4adm.nn.conv import padding_reason, unsupported_reason
 from ptq4adm.nn.fuse import fuse_blocks
 from ptq4adm.nn.replace import check_finite, check_hooks, quantized_layer, replace_layers
@@ -192,6 +193,7 @@ def load_pipeline(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
+    float_where_faster: bool = False,
 ) -> TextToAudioPipeline:
     """Read a pipeline folder, with a float or a quantized denoiser.
 
@@ -200,13 +202,18 @@ def load_pipeline(
         device: where the modules go.
         dtype: of the float modules, and of the tensors between layers.
         backend: which kernels a quantized denoiser runs on.
+        float_where_faster: `ptq4adm.use_float_where_faster`; the denoiser must be quantized.
 
     Raises:
         MissingComponentError: if the folder or a component is missing.
         CheckpointError: if a file is broken; see its children.
         BackendUnavailableError: if the named backend cannot run here.
+        DispatchTableError: if a table of measured times holds for the device and is wrong.
     """
-    return TextToAudioPipeline.from_folder(path, device=device, dtype=dtype, backend=backend)
+    pipe = TextToAudioPipeline.from_folder(path, device=device, dtype=dtype, backend=backend)
+    if float_where_faster:
+        use_float_where_faster(pipe)
+    return pipe
 
 
 def check_output(out: str | Path, *, overwrite: bool = False) -> None:
@@ -313,7 +320,7 @@ class _Job:
             x_scale = self.calibration.scales(
                 row.name, self.config.activation_observer, self.config.percentile
             )
-        return quantized_layer(
+        replacement = quantized_layer(
             self.layers[row.name],
             Scheme(row.scheme),
             x_scale=x_scale,
@@ -323,6 +330,10 @@ class _Job:
             weight_observer=self.config.weight_observer,
             backend=self.config.backend,
         )
+        if isinstance(replacement, QuantizedLayer) and self.calibration is not None:
+            layer = self.layers[row.name]
+            replacement.expect_rows(self.calibration.rows_per_step(row.name, layer))
+        return replacement
 
     def _step(self) -> StepIndex | None:
         if self.config.activation != "static" or self.calibration is None:

@@ -31,8 +31,8 @@ from ptq4adm.bench.shapes import MODELS
 from ptq4adm.bench.timing import Timing
 from ptq4adm.errors import BenchmarkError, ConfigError, MissingComponentError
 from ptq4adm.kernels import launch
-from ptq4adm.nn.base import resident_bytes
 from ptq4adm.nn.forwards import is_hoisted
+from ptq4adm.nn.storage import resident_bytes
 
 EAGER, GRAPH, COMPILED = "fp16-eager", "fp16-graph", "fp16-compiled-graph"
 STATIC, DYNAMIC = "w4a8-static-graph", "w4a8-dynamic-graph"
