@@ -30,7 +30,6 @@ from ptq4adm.errors import (
     NonFiniteError,
     OutputError,
 )
-from ptq4adm.floating import use_float_where_faster
 from ptq4adm.models import TextToAudioPipeline, find_adapter, save_components
 from ptq4adm.nn import QuantizedLayer, StepIndex, StorageLayer, attach_step_hook
 from ptq4adm.nn.conv import padding_reason, unsupported_reason
@@ -193,7 +192,6 @@ def load_pipeline(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
-    float_where_faster: bool = False,
 ) -> TextToAudioPipeline:
     """Read a pipeline folder, with a float or a quantized denoiser.
 
@@ -202,18 +200,13 @@ def load_pipeline(
         device: where the modules go.
         dtype: of the float modules, and of the tensors between layers.
         backend: which kernels a quantized denoiser runs on.
-        float_where_faster: `ptq4adm.use_float_where_faster`; the denoiser must be quantized.
 
     Raises:
         MissingComponentError: if the folder or a component is missing.
         CheckpointError: if a file is broken; see its children.
         BackendUnavailableError: if the named backend cannot run here.
-        DispatchTableError: if a table of measured times holds for the device and is wrong.
     """
-    pipe = TextToAudioPipeline.from_folder(path, device=device, dtype=dtype, backend=backend)
-    if float_where_faster:
-        use_float_where_faster(pipe)
-    return pipe
+    return TextToAudioPipeline.from_folder(path, device=device, dtype=dtype, backend=backend)
 
 
 def check_output(out: str | Path, *, overwrite: bool = False) -> None:
@@ -331,8 +324,8 @@ class _Job:
             backend=self.config.backend,
         )
         if isinstance(replacement, QuantizedLayer) and self.calibration is not None:
-            layer = self.layers[row.name]
-            replacement.expect_rows(self.calibration.rows_per_step(row.name, layer))
+            rows = self.calibration.rows_per_step(row.name, self.layers[row.name])
+            replacement.expect_rows(rows)
         return replacement
 
     def _step(self) -> StepIndex | None:
@@ -350,10 +343,8 @@ class _Job:
 
     def _check_segments(self, calibration: Calibration) -> None:
         for name in self.layers:
-            wanted, found = (
-                len(self.segments.get(name, (0,))),
-                len(calibration.records.get(name, ())),
-            )
+            wanted = len(self.segments.get(name, (0,)))
+            found = len(calibration.records.get(name, ()))
             if found != wanted:
                 raise CalibrationMismatchError(
                     f"calibration has {found} records for layer {name!r}, needs {wanted}; "
@@ -362,11 +353,8 @@ class _Job:
 
     def _other_bytes(self, layers: dict[str, nn.Linear | nn.Conv2d]) -> tuple[int, int]:
         planned = {id(tensor) for layer in layers.values() for tensor in layer.parameters()}
-        others = [
-            t
-            for t in (*self.denoiser.parameters(), *self.denoiser.buffers())
-            if id(t) not in planned
-        ]
+        tensors = (*self.denoiser.parameters(), *self.denoiser.buffers())
+        others = [t for t in tensors if id(t) not in planned]
         return 2 * sum(t.numel() for t in others), sum(t.numel() * t.element_size() for t in others)
 
 

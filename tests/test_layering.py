@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "floating": {"dispatch", "nn", "models"},
     "quantization": {
         "errors", "protocols", "config", "packing.layout", "packing.checkpoint", "quant",
-        "calibration", "nn", "ops", "models", "floating",
+        "calibration", "nn", "ops", "models",
     },
     "evaluation": {"errors", "models"},
     "assets": set(),
