@@ -13,6 +13,7 @@ import torch
 
 from ptq4adm.bench.gpu_calls import ProductCall
 from ptq4adm.kernels import launch
+from ptq4adm.ops import triton_matmul
 from ptq4adm.ops.arguments import MatmulOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +73,7 @@ def test_a_case_takes_its_ways(name: str) -> None:
 def test_a_wrong_case_is_said_and_does_not_stop_the_next(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exact = sanitize.triton_matmul.accumulate_linear
+    exact = triton_matmul.accumulate_linear
 
     def wrong(call: Any, config: Any) -> list[torch.Tensor]:
         sums = exact(call, config)
@@ -80,7 +81,7 @@ def test_a_wrong_case_is_said_and_does_not_stop_the_next(
             sums[0][20, 49] += 1
         return sums
 
-    monkeypatch.setattr(sanitize.triton_matmul, "accumulate_linear", wrong)
+    monkeypatch.setattr(triton_matmul, "accumulate_linear", wrong)
     assert sanitize.run_cases(["gemm-w8", "layernorm", "quantize"], CPU, deadline=None) == 1
     text = capsys.readouterr().out
     assert "FAILED: gemm-w8: BenchmarkError" in text
