@@ -28,14 +28,16 @@ def count_macs(step: Callable[[], Any]) -> dict[str, int]:
     """Multiply-adds with weights of one step, by backend.
 
     Args:
-        step: runs once, without gradients; it has to call the operators, so neither a replayed CUDA
+        step: runs once, in inference mode; it has to call the operators, so neither a replayed CUDA
             graph nor a compiled module.
 
     Returns:
         Backend, or ``float``, to multiply-adds; only those that did some.
     """
     counting = _Counting()
-    with torch.no_grad(), counting:
+    # inference mode shows linear layers whole; without it, some would be products of batches, which
+    # attention has, too
+    with torch.inference_mode(), counting:
         step()
     return dict(counting.macs)
 
@@ -78,11 +80,10 @@ class _Counting(TorchDispatchMode):
     ) -> Any:
         keywords = kwargs or {}
         packet = getattr(func, "overloadpacket", None)
-        is_counted = packet in _PRODUCTS or func.namespace == "ptq4adm"
-        if not is_counted:
-            if not _is_composite(func):
+        if func.namespace != "ptq4adm" and packet not in _PRODUCTS:
+            if packet is _aten.scaled_dot_product_attention or not _is_composite(func):
                 return func(*args, **keywords)
-            with self:  # in inference mode, what is made of other operators comes whole
+            with self:
                 return func.decompose(*args, **keywords)
         result = func(*args, **keywords)
         if packet in _PRODUCTS:
@@ -93,7 +94,10 @@ class _Counting(TorchDispatchMode):
 
 
 def _is_composite(func: Any) -> bool:
-    return func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    """Whether an operator is made of others, which is how inference mode shows it: whole."""
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    is_composite: bool = func.has_kernel_for_dispatch_key(key)
+    return is_composite
 
 
 _KERNELS = ("w4a8_linear", "w8a8_linear", "w4a8_conv2d", "w8a8_conv2d")
@@ -116,6 +120,7 @@ def _convolution_macs(y: Tensor, args: tuple[Any, ...]) -> int:
 
 
 _PRODUCTS: dict[Any, Callable[[Tensor, tuple[Any, ...]], int]] = {
+    _aten.linear: lambda y, args: y.numel() * args[0].shape[-1],
     _aten.mm: lambda y, args: y.numel() * args[0].shape[-1],
     _aten.addmm: lambda y, args: y.numel() * args[1].shape[-1],
     _aten.convolution: _convolution_macs,

@@ -35,7 +35,7 @@ def add_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from ptq4adm.bench.gpu_dispatch import read_table
-    from ptq4adm.dispatch import choose_backend, load_table, save_table, table_path
+    from ptq4adm.dispatch import GPU_BACKENDS, choose_backend, load_table, save_table, table_path
 
     table = read_table(args.rows, args.device)
     path = args.output or table_path(table.device)
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         for key, times in table.layers.items()
     }
     chosen = Counter(
-        choose_backend(table, key, rows=None, candidates=("triton", "cuda")).backend
+        choose_backend(table, key, rows=None, candidates=GPU_BACKENDS).backend
         for key, names in timed.items()
         if len(names) > 1
     )

@@ -7,9 +7,18 @@ what can run, `ptq4adm.nn` which layer asks.
 
 from ptq4adm.dispatch.choice import Choice, choose_backend, compare_float
 from ptq4adm.dispatch.files import VARIABLE, describe_table, find_table, table_path
-from ptq4adm.dispatch.table import KINDS, DispatchTable, LayerKey, Times, load_table, save_table
+from ptq4adm.dispatch.table import (
+    GPU_BACKENDS,
+    KINDS,
+    DispatchTable,
+    LayerKey,
+    Times,
+    load_table,
+    save_table,
+)
 
 __all__ = [
+    "GPU_BACKENDS",
     "KINDS",
     "VARIABLE",
     "Choice",

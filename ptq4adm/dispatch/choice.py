@@ -81,6 +81,8 @@ def choose_backend(
         if usual in failed:
             why += f"; {usual} failed when measured: {failed[usual]}"
         return Choice(correct[0], why)
+    if usual in correct and usual not in timed:
+        return Choice(usual, f"{', '.join(timed)} measured, {usual} not: nothing to compare")
     totals = {name: sum(found[M].product[name] for M in counted) for name in timed}
     best = min(timed, key=lambda name: totals[name])
     parts = [f"{name} {totals[name]:.4g} us" for name in sorted(timed, key=totals.__getitem__)]

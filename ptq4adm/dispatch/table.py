@@ -34,6 +34,7 @@ LINEAR, CONV1X1, CONV3X3, CONV3X3_DOWN, CONV3X3_UP = KINDS = (
     "conv3x3-upsample",
 )
 BACKENDS = ("cuda", "triton", "cpu")
+GPU_BACKENDS = ("triton", "cuda")  # between which auto chooses; the usual one first
 RUN_COLUMNS = ("date", "commit", "torch", "triton", "cuda", "driver")
 _AGAIN = "make the table again with `ptq4adm dispatch`"
 

@@ -48,7 +48,7 @@ class BackendName(str, Enum):
 
 # kinds of devices with a choice: backends that ``auto`` may take there, the usual one first
 _CANDIDATES: dict[str, tuple[BackendName, ...]] = {
-    "cuda": (BackendName.TRITON, BackendName.CUDA),
+    "cuda": tuple(map(BackendName, dispatch.GPU_BACKENDS)),
 }
 
 
