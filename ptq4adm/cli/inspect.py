@@ -112,6 +112,23 @@ class _Chooser:
         both = dispatch.GPU_BACKENDS
         return dispatch.choose_backend(self.table, layer.key, rows=layer.rows, candidates=both)
 
+    def describe_float(self, denoiser: nn.Module, resident: int) -> dict[str, int] | None:
+        """Layers that `use_float_where_faster` would run in float16, and the bytes it would cost.
+
+        None without a table.
+        """
+        from ptq4adm.nn.floating import float_units
+
+        if self.table is None:
+            return None
+        units = float_units(denoiser, self.table, lambda layer: self.choose(layer).backend)
+        names = [name for unit in units if unit.is_float for name in unit.layers]
+        for name in names:
+            layer: Any = denoiser.get_submodule(name)
+            bias = 0 if layer.bias is None else layer.bias.numel()
+            resident += 2 * (layer.out_features * layer.layout.k + bias) - layer.qweight.nbytes
+        return {"layers": len(names), "bytes_resident": resident}
+
 
 def _describe_quantized(
     denoiser: nn.Module, quantization: dict[str, Any], chooser: _Chooser
@@ -128,6 +145,7 @@ def _describe_quantized(
             parameters += layers[-1]["parameters"]
         else:
             parameters += sum(p.numel() for p in module.parameters(recurse=False))
+    resident = resident_bytes(denoiser)
     return {
         "format_version": quantization["format_version"],
         "config": quantization["config"],
@@ -136,7 +154,8 @@ def _describe_quantized(
         "parameters": parameters,
         "bytes_float32": 4 * parameters,
         "bytes_float16": 2 * parameters,
-        "bytes_resident": resident_bytes(denoiser),
+        "bytes_resident": resident,
+        "float_where_faster": chooser.describe_float(denoiser, resident),
         "schemes": dict(Counter(layer["scheme"] for layer in layers)),
         "backends_on": chooser.name,
         "backends": dict(Counter(x["backend"] for x in layers if "backend" in x)),
@@ -204,6 +223,12 @@ def _format(result: dict[str, Any], *, with_layers: bool) -> str:
     backends = ", ".join(f"{count} {name}" for name, count in sorted(unet["backends"].items()))
     if backends:
         lines.append(f"  backend auto on {unet['backends_on']}: {backends}")
+    float_faster = unet["float_where_faster"]
+    if float_faster is not None:
+        lines.append(
+            f"  use_float_where_faster would run {float_faster['layers']} of them in float16: "
+            f"{float_faster['bytes_resident'] / _MB:.2f} MB resident"
+        )
     if with_layers:
         lines += ["", *_format_layers(unet["layers"])]
     return "\n".join(lines)

@@ -9,7 +9,7 @@ asks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,27 @@ def use_float_where_faster(
     return report
 
 
+def float_units(
+    denoiser: nn.Module,
+    table: DispatchTable | None,
+    backend_of: Callable[[QuantizedLayer], str] = lambda layer: layer.backend,
+) -> tuple[FloatUnit, ...]:
+    """What `use_float_where_faster` would decide; changes nothing.
+
+    Args:
+        denoiser: a quantized model.
+        table: measured times; None decides for packed.
+        backend_of: what a packed layer runs on.
+
+    Raises:
+        ConfigError: if no layer is packed, or constant work is prepared now.
+    """
+    return tuple(
+        FloatUnit(unit.name, tuple(unit.layers), *_compare(unit, table, backend_of))
+        for unit in _units(denoiser, _layers(denoiser))
+    )
+
+
 def use_packed_everywhere(denoiser: nn.Module) -> None:
     """Undo `use_float_where_faster`.
 
@@ -186,7 +207,7 @@ def _units(denoiser: nn.Module, layers: dict[str, QuantizedLayer]) -> Iterator[_
 
 def _decide(unit: _Unit, table: DispatchTable | None) -> FloatUnit:
     names = tuple(unit.layers)
-    is_float, reason = _compare(unit, table)
+    is_float, reason = _compare(unit, table, lambda layer: layer.backend)
     if is_float:
         changed: list[QuantizedLayer] = []
         try:
@@ -200,24 +221,26 @@ def _decide(unit: _Unit, table: DispatchTable | None) -> FloatUnit:
     return FloatUnit(unit.name, names, is_float, reason)
 
 
-def _compare(unit: _Unit, table: DispatchTable | None) -> tuple[bool, str]:
+def _compare(
+    unit: _Unit, table: DispatchTable | None, backend_of: Callable[[QuantizedLayer], str]
+) -> tuple[bool, str]:
     """Whether a unit is faster in float16, and the times."""
     if table is None:
         return False, "no table for this device"
     half = packed = 0.0
     places: dict[str, None] = {}
+    names: dict[str, None] = {}
     for name, layer in unit.layers.items():
         if layer.key is None:
             return False, f"{name}: layers of this kind are not in tables"
-        found = compare_float(
-            table, layer.key, rows=layer.rows, backend=layer.backend, is_fused=name in unit.fused
-        )
+        backend, is_fused = backend_of(layer), name in unit.fused
+        found = compare_float(table, layer.key, rows=layer.rows, backend=backend, is_fused=is_fused)
         if found is None:
             near = "" if layer.rows is None else f" near M {layer.rows}"
-            return False, f"{name}: no times of {layer.key} in float16 and {layer.backend}{near}"
+            return False, f"{name}: no times of {layer.key} in float16 and {backend}{near}"
+        names[backend] = None
         half += found.float16_us
         packed += found.packed_us
         places[found.where] = None
-    backends = "/".join(dict.fromkeys(layer.backend for layer in unit.layers.values()))
-    reason = f"float16 {half:.4g} us, {backends} {packed:.4g} us at {', '.join(places)}"
+    reason = f"float16 {half:.4g} us, {'/'.join(names)} {packed:.4g} us at {', '.join(places)}"
     return half < packed, reason
