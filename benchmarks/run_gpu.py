@@ -59,6 +59,7 @@ GPU_TESTS = [
     "tests/kernels",
     "tests/ops",
     "tests/bench/test_gpu_timing.py",
+    "tests/dispatch/test_dispatch_gpu.py",
 ]
 # these need the CUDA module
 GPU_TESTS_OF_CUDA = ["tests/cuda/test_build.py", "tests/cuda/test_matmul_gpu.py"]
