@@ -40,7 +40,7 @@ from gpu_table import short_table
 
 STAGES = ("tests", "sanitize", "bench", "unet", "compiled", "tune")
 BUDGET = 520.0  # seconds of one call: below nine minutes with the installation
-_WEIGHTS = {"tests": 3.0, "sanitize": 2.6, "bench": 3.0, "unet": 2.6, "compiled": 2.0, "tune": 3.0}
+_WEIGHTS = {"tests": 3.0, "sanitize": 3.2, "bench": 3.0, "unet": 2.8, "compiled": 2.0, "tune": 3.0}
 _REPORTED = ("numpy", "triton", "diffusers", "transformers", "safetensors", "gemlite", "pytest")
 _REPORTED += ("tqdm", "setuptools", "pybind11", "ninja")
 _COMMAND = "import sys; from ptq4adm.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -173,8 +173,8 @@ def _sanitize_steps(
         return [Step("plain", [*script, *few]), Step("cuda-plain", [*cuda, *others], ready=need)]
     # compiles, so that the tools below meet a warm cache; a failure here needs no tool to be seen
     steps = [
-        Step("plain", [*script, "--jobs", "8"], excerpt=lambda lines: lines[-3:]),
-        Step("cuda-plain", cuda, excerpt=lambda lines: lines[-3:], ready=need),
+        Step("plain", [*script, "--jobs", "8"], share=2.0, excerpt=lambda lines: lines[-3:]),
+        Step("cuda-plain", cuda, share=0.5, excerpt=lambda lines: lines[-3:], ready=need),
     ]
     tool = shutil.which("compute-sanitizer")
     for name in _TOOLS:
@@ -190,7 +190,7 @@ def _sanitize_steps(
         }
         noted = {_FOUND: _HAZARDS} if name == "racecheck" else {}
         run = [*watched, *script, "--deadline", DEADLINE]
-        steps.append(Step(name, run, noted=noted, **common))
+        steps.append(Step(name, run, share=2.0, noted=noted, **common))
         # a hazard in a kernel of this package's own CUDA is a failure
         run = [*watched, *cuda, "--deadline", DEADLINE]
         steps.append(Step(f"cuda-{name}", run, ready=need, **common))

@@ -27,7 +27,13 @@ from ptq4adm.bench.gpu_products import product_variants
 from ptq4adm.bench.gpu_progress import with_progress
 from ptq4adm.bench.gpu_report import KERNELS, PEAKS, Save
 from ptq4adm.bench.gpu_shapes import GPU_KINDS, TOY_MODEL, GpuLayer, gpu_layers
-from ptq4adm.bench.gpu_tiles import describe, tile_columns, tuning_problem, use_configs
+from ptq4adm.bench.gpu_tiles import (
+    check_configs,
+    describe,
+    tile_columns,
+    tuning_problem,
+    use_configs,
+)
 from ptq4adm.bench.gpu_timing import GpuCall, GpuTiming, Timer, make_timer
 from ptq4adm.bench.gpu_variant import COPY, GpuVariant
 from ptq4adm.bench.shapes import MODELS
@@ -117,6 +123,7 @@ def run_gpu_kernels(
 
     Raises:
         BackendUnavailableError: if there is no GPU, it is lost, or a named backend cannot run.
+        ConfigError: if the cuda backend's file of measured tiles is broken.
     """
     started = time.perf_counter()
     ends = None if job.deadline is None else started + job.deadline
@@ -134,6 +141,7 @@ def run_gpu_kernels(
         backends_on(device, job.backends) as backends,
         Precompiler(device, ends=ends, progress=progress) as compiler,
     ):
+        check_configs(backends.usable, device)
         peaks = measure_peaks(timer, seconds=min(0.5, job.seconds_a_shape))
         keep(run, {PEAKS: peaks})
         ceilings = peak_values(peaks)

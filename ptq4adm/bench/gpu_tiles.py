@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import torch
 from ptq4adm.bench.gpu_backends import BACKENDS, CUDA
 from ptq4adm.bench.gpu_calls import Tile, empty_call
 from ptq4adm.bench.gpu_shapes import GpuLayer
-from ptq4adm.kernels import tuning
+from ptq4adm.kernels import launch, tuning
 from ptq4adm.kernels.tuning import Problem, TileConfig
 from ptq4adm.ops import cuda_matmul, cuda_tiles
 from ptq4adm.ops.cuda_tiles import measured_tile
@@ -81,6 +82,17 @@ def tile_columns(backend: str, tile: Tile | None) -> dict[str, str | int]:
         "block_n": tile.block_n,
         "split_k": tile.split_k,
     }
+
+
+def check_configs(backends: Sequence[str], device: torch.device) -> None:
+    """Read the measured tiles of the cuda backend, before anything is measured.
+
+    Raises:
+        ConfigError: if the file is broken.
+    """
+    if CUDA in backends:
+        name = launch.device_name(device)
+        cuda_tiles.load(cuda_tiles.config_file(name), name)
 
 
 def use_configs(folder: Path | None) -> None:

@@ -26,6 +26,7 @@ from ptq4adm.bench.gpu_processes import run_processes
 from ptq4adm.bench.gpu_progress import with_progress
 from ptq4adm.bench.gpu_report import UNET, Save, variant_label
 from ptq4adm.bench.gpu_shapes import TOY_MODEL
+from ptq4adm.bench.gpu_tiles import check_configs
 from ptq4adm.bench.gpu_unet_models import StepModels, compile_steps
 from ptq4adm.bench.gpu_unet_steps import (
     COMPILED,
@@ -108,6 +109,7 @@ def run_gpu_unets(
 
     Raises:
         BackendUnavailableError: if there is no GPU, it is lost, or a named backend cannot run.
+        ConfigError: if the cuda backend's file of measured tiles is broken.
         MissingComponentError: if diffusers is not installed.
     """
     started = time.perf_counter()
@@ -124,6 +126,7 @@ def run_gpu_unets(
     uncompiled = _compile_ahead(job, models, device)
     longest = 0.0
     with backends_on(device, job.backends) as backends:
+        check_configs(backends.usable, device)
         missing = backends.reasons()
         for model in with_progress(models, "UNets", "model", is_shown=progress):
             began = time.perf_counter()
