@@ -147,3 +147,11 @@ def test_a_layer_that_does_not_choose_has_no_reason(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("ptq4adm.ops.backends._CANDIDATES", {})
     layer: QuantizedLayer = _linear(backend="reference")
     assert repr(layer).endswith("backend=reference)")
+
+
+def test_what_failed_is_warned_of(use_table: UseTable, caplog: pytest.LogCaptureFixture) -> None:
+    use_table({LINEAR: {18: Times(0, None, {"cuda": 3.0}, {}, {"triton": "2 results differ"})}})
+    assert _linear().backend == "cuda"
+    (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert "w4a8 linear 20x72" in record.message
+    assert "triton failed when measured" in record.message
