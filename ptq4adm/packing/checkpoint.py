@@ -291,6 +291,11 @@ def _replace_with_empty(
             )
             if name in rows:
                 _expect_rows(name, replacements[name], rows[name])
+    unknown = sorted(set(rows) - set(replacements))
+    if unknown:
+        raise CheckpointError(
+            f"quantization_config: rows of layer {unknown[0]!r}, which `schemes` does not name"
+        )
     replace_layers(denoiser, replacements)
 
 
