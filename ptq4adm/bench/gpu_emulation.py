@@ -4,7 +4,7 @@
 ``build/emulated``; that needs a checkout, g++ and pybind11. The emulator computes what the GPU
 does, checks every access, and takes milliseconds a block (docs/emulation.md).
 
-    python -m ptq4adm.bench.gpu_emulation        # compiles it, and prints the module's path
+    python -m ptq4adm.bench.gpu_emulation        # compiles it, and prints where the module is
 """
 
 from __future__ import annotations
@@ -146,4 +146,4 @@ def _unavailable(reason: str) -> BackendUnavailableError:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{build()}\n")
+    sys.stdout.write(f"{build().relative_to(_ROOT)}\n")
