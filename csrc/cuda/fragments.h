@@ -43,6 +43,16 @@ PTQ4ADM_DEVICE int hidden(int value) {
   return value;
 }
 
+// Has the value computed before what follows, whatever the compiler would rather do: it moves
+// arithmetic past the instructions that it is meant to hide behind.
+PTQ4ADM_DEVICE void settle(uint32_t& value) {
+#ifdef __CUDACC__
+  asm volatile("" : "+r"(value));
+#else
+  (void)value;
+#endif
+}
+
 constexpr int kLanes = 32;
 constexpr int kBlockK = 64;        // k of one step: ptq4adm/packing/layout.py, BLOCK_K
 constexpr int kUnitChannels = 16;  // channels of a unit of the weight
