@@ -87,7 +87,7 @@ class SharedMemory {
   }
 
  private:
-  static constexpr size_t kAlignment = 128;
+  static constexpr size_t kAlignment = 1024;
   static constexpr ptrdiff_t kNear = 1 << 16;
   static constexpr char kPoison = static_cast<char>(0xa5);
 
