@@ -42,6 +42,7 @@ inline ScaleForm scale_form_of(const std::string& name) {
 }
 
 using Pair = std::array<int32_t, 2>;
+using Box = std::array<int32_t, 3>;  // columns, rows, images
 
 inline Window window_of(Pair size, Pair enlarged, Pair out_size, int32_t kernel_width, Pair stride,
                         Pair padding, Pair dilation) {

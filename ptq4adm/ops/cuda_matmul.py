@@ -1,7 +1,8 @@
 """Backend ``cuda``: passes checked products to the compiled kernels of ``csrc/cuda``.
 
 The kernels read the weight order ``cuda``, accumulate in exact int32 and write every output dtype
-themselves. ``tile`` forces a tile, for tests and the tuner.
+themselves. There are two families of them: ``sm80`` takes every product on every GPU, ``sm90a``
+(``cuda_boxes.py``) some on compute capability 9.0. ``tile`` forces a tile, for tests and the tuner.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from ptq4adm.errors import BackendUnavailableError, ConfigError, ShapeError
 from ptq4adm.kernels.launch import multiprocessors
 from ptq4adm.kernels.split_k import first_splits, workspace
-from ptq4adm.ops import cuda_backend
+from ptq4adm.ops import cuda_backend, cuda_boxes
 from ptq4adm.ops.arguments import (
     MOST_ELEMENTS,
     OUT_DTYPES,
@@ -32,6 +33,7 @@ from ptq4adm.ops.prepack import PANEL_N
 from ptq4adm.packing.layout import BLOCK_K
 
 NAME = "cuda"
+SM80, SM90A = "sm80", "sm90a"  # families of kernels
 _CHUNK_BYTES = 16  # of an asynchronous copy
 _GROUP = 4  # neighbouring channels that a thread stores together
 
@@ -51,11 +53,26 @@ class CudaTile:
         block_m: rows (pixels) of a tile.
         block_n: output channels of a tile.
         split_k: blocks that share the k of one tile.
+        family: ``sm80``, or ``sm90a`` for compute capability 9.0: warpgroup products, and
+            activations in boxes.
     """
 
     block_m: int
     block_n: int
     split_k: int = 1
+    family: str = SM80
+
+
+def tiles(device: torch.device) -> list[CudaTile]:
+    """Return every tile that some product can have on a GPU, without split K."""
+    compiled = cuda_backend.module()
+    found = [CudaTile(info.block_m, info.block_n) for info in compiled.matmul_tiles()]
+    if cuda_backend.sm90a_reason(_index(device)) is None:
+        found += [
+            CudaTile(info.block_m, info.block_n, family=SM90A)
+            for info in compiled.matmul_sm90a_tiles()
+        ]
+    return found
 
 
 def linear(call: Matmul, tile: CudaTile | None = None) -> Tensor:
@@ -69,7 +86,7 @@ def linear(call: Matmul, tile: CudaTile | None = None) -> Tensor:
         [M, N], or [M, N / 2] with ``geglu``, in ``out_dtype`` or int8.
 
     Raises:
-        ConfigError: if there is no such tile.
+        ConfigError: if there is no such tile, or the product or the GPU cannot have it.
         BackendUnavailableError: if the kernels cannot run on the tensors' device.
     """
     shape = linear_shape(call, NAME)
@@ -88,7 +105,7 @@ def conv2d(call: Matmul, geometry: Conv2dGeometry, tile: CudaTile | None = None)
         NHWC [B, Ho, Wo, N], or N / 2 channels with ``geglu``, in ``out_dtype`` or int8.
 
     Raises:
-        ConfigError: if there is no such tile.
+        ConfigError: if there is no such tile, or the product or the GPU cannot have it.
         BackendUnavailableError: if the kernels cannot run on the tensors' device.
     """
     shape = conv2d_shape(call, geometry, NAME)
@@ -109,6 +126,8 @@ def accumulate_conv2d(
 
 def choose_tile(M: int, N: int, steps: int, processors: int) -> CudaTile:
     """Return the tile and split that should take the least time; counted, not measured.
+
+    Always of family ``sm80``, until ``sm90a`` has won on a recorded row.
 
     Args:
         M: rows of the product.
@@ -178,6 +197,7 @@ class _Arguments:
     def __init__(self, params: Any) -> None:
         self.params = params
         self.tensors: dict[str, Tensor] = {}
+        self.box: tuple[int, int, int] | None = None  # of family sm90a
 
     def address(self, name: str, tensor: Tensor | None) -> int:
         """Return the address of a tensor made contiguous, 0 for None, and keep it alive."""
@@ -209,9 +229,34 @@ def _run(
         tile = choose_tile(params.M, params.N, steps, multiprocessors(call.x_q.device))
     elif not 1 <= tile.split_k <= steps:
         raise ConfigError(f"split_k = {tile.split_k}: there are {steps} steps of 64 k")
-    _put_split(arguments, tile, call.x_q.device)
+    row_tiles = -(-params.M // tile.block_m)
+    if tile.family != SM80:
+        _check_family(tile, call.x_q.device, geometry if is_convolution else None, params)
+        arguments.box = (tile.block_m, 1, 1)
+        if is_convolution:
+            extent = (shape[2], shape[1], params.M // (shape[1] * shape[2]))
+            arguments.box = cuda_boxes.cut_box(extent, tile.block_m)
+            row_tiles = cuda_boxes.box_count(extent, arguments.box)
+    _put_split(arguments, tile, row_tiles, call.x_q.device)
     _put_epilogue(arguments, call, outs, compiled)
     _launch(compiled, arguments, call.bits, is_convolution, tile, call.x_q.device)
+
+
+def _check_family(
+    tile: CudaTile, device: torch.device, geometry: Conv2dGeometry | None, params: Any
+) -> None:
+    reason: str | None = f"there are {SM80!r} and {SM90A!r}"
+    if tile.family == SM90A:
+        reason = cuda_backend.sm90a_reason(_index(device)) or cuda_boxes.unfit_reason(
+            geometry, is_aligned=params.is_x_aligned
+        )
+    if reason is not None:
+        raise ConfigError(f"family {tile.family!r}: {reason}; tiles of {SM80!r} take every product")
+
+
+def _index(device: torch.device) -> int:
+    """Number of a GPU."""
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def _launch(
@@ -222,11 +267,12 @@ def _launch(
     tile: CudaTile,
     device: torch.device,
 ) -> None:
-    index = torch.cuda.current_device() if device.index is None else device.index
-    stream = torch.cuda.current_stream(device).cuda_stream
-    compiled.matmul(
-        arguments.params, bits, is_convolution, tile.block_m, tile.block_n, index, stream
-    )
+    index, stream = _index(device), torch.cuda.current_stream(device).cuda_stream
+    rest = (bits, is_convolution, tile.block_m, tile.block_n, index, stream)
+    if arguments.box is None:
+        compiled.matmul(arguments.params, *rest)
+    else:
+        compiled.matmul_sm90a(arguments.params, arguments.box, *rest)
 
 
 def _put_operands(
@@ -267,10 +313,10 @@ def _put_operands(
         )
 
 
-def _put_split(arguments: _Arguments, tile: CudaTile, device: torch.device) -> None:
+def _put_split(arguments: _Arguments, tile: CudaTile, row_tiles: int, device: torch.device) -> None:
     params = arguments.params
-    tiles = -(-params.M // tile.block_m) * -(-params.N // tile.block_n)
-    slabs, counters = workspace(device, tile.split_k, tiles, tile.block_m * tile.block_n)
+    count = row_tiles * -(-params.N // tile.block_n)
+    slabs, counters = workspace(device, tile.split_k, count, tile.block_m * tile.block_n)
     params.splits = tile.split_k
     params.first_splits = first_splits(tile.split_k, *params.blocks)
     params.slabs = arguments.address("slabs", slabs)

@@ -15,7 +15,7 @@ from types import ModuleType
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # emulator_programs.py
+sys.path.insert(0, str(Path(__file__).parent))  # emulated_backend.py, emulator_programs.py
 
 CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
 # ffp-contract: the emulated add_rn and multiply_rn must not fuse
@@ -74,3 +74,9 @@ def instructions(build_emulated: Callable[..., ModuleType]) -> ModuleType:
 def matmul_emulated(build_emulated: Callable[..., ModuleType]) -> ModuleType:
     """The matrix products: csrc/cuda/matmul_emulated.cpp."""
     return build_emulated("matmul_emulated")
+
+
+@pytest.fixture(scope="session")
+def matmul_sm90_emulated(build_emulated: Callable[..., ModuleType]) -> ModuleType:
+    """The matrix products of the family sm90a: csrc/cuda/matmul_sm90_emulated.cpp."""
+    return build_emulated("matmul_sm90_emulated")
