@@ -289,8 +289,8 @@ struct Multiplier {
     }
     wgmma_wait<0>();
     release(running);
-    // the ring's memory may become that of results: generic writes after asynchronous accesses
-    async_proxy_fence();
+    // The ring's memory may become that of results. Products that were waited for, and boxes whose
+    // phase was, are done with it for every proxy, so that no fence is needed.
     Tile::barrier();
   }
 

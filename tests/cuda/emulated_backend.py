@@ -22,6 +22,7 @@ MODES = pytest.mark.parametrize(
 )
 BITS = pytest.mark.parametrize("bits", [4, 8])
 SAME = Conv2dGeometry((3, 3), padding=(1, 1))
+SM90A_TILES = [(128, 256), (256, 128), (128, 128), (128, 64), (64, 64)]  # rows x channels
 
 # of a product of M rows and `n` channels: what an epilogue adds
 M, K = 22, 200
@@ -45,6 +46,11 @@ OUTPUTS = {
     "int8": {"out_scale": torch.tensor(0.37)},
     "int8, clamped": {"out_scale": torch.tensor(0.001)},
 }
+
+
+def sm90a_tile(block_m: int, block_n: int, split_k: int = 1) -> CudaTile:
+    """A tile of the family sm90a."""
+    return CudaTile(block_m, block_n, split_k, cuda_matmul.SM90A)
 
 
 @contextmanager
@@ -135,9 +141,9 @@ def scaled(case: Case, x_scale: Tensor | None = None, **options: object) -> Case
     return case.with_scales(x_scale, torch.rand(channels) + 0.5).with_options(**options)
 
 
-def gated(channels: int, out: str) -> Case:
+def gated(channels: int, out: str, k: int) -> Case:
     """Nine rows of a product whose channels are values and their gates."""
-    case = build_case(4, (9,), (K,), channels)
+    case = build_case(4, (9,), (k,), channels)
     case = case.with_scales(torch.tensor(1e-3), torch.rand(channels) + 0.5)
     case = case.with_options(
         geglu=True, bias=torch.randn(channels), residual=torch.randn(9, channels).half()
