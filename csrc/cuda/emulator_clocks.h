@@ -37,6 +37,8 @@ class Clocks {
     if (of_.empty()) of_.assign(threads_, Clock(everyone_.size(), 0));
   }
 
+  bool is_on() const { return !of_.empty(); }
+
   bool is_thread(int agent) const { return agent < threads_; }
   int barrier_agent(int index) const { return threads_ + index; }
   int products_agent(int warp) const { return threads_ + kBarriers + warp; }

@@ -49,7 +49,8 @@ class ReaderSets {
   }
 
   // The set with another's members added. Of the old ones, those that `thread`, which is among the
-  // new or speaks for them, knows of may go: who comes after the new comes after them.
+  // new or speaks for them, knows of may go: who comes after the new comes after them. Not before
+  // their fence, which the async proxy asks for.
   int add(int set, int others, int thread) {
     if (set == 0 || set == others) return others;
     const uint64_t key = static_cast<uint64_t>(set) << 32 | static_cast<uint32_t>(others);
@@ -57,7 +58,10 @@ class ReaderSets {
     if (!is_new) return sum->second;
     std::vector<Member> kept;
     for (const Member& member : sets_[set]) {
-      if (!clocks_.is_known(member.agent, member.time, thread)) kept.push_back(member);
+      if (!clocks_.is_known(member.agent, member.time, thread) ||
+          (clocks_.is_on() && !clocks_.is_fenced(member.agent, member.time, thread))) {
+        kept.push_back(member);
+      }
     }
     if (kept.empty()) return others;
     kept.insert(kept.end(), sets_[others].begin(), sets_[others].end());
