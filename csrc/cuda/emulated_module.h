@@ -22,7 +22,7 @@ inline emulator::Order& emulated_order() {
 inline void bind_emulated(py::module_& module) {
   bind_params(module);
   bind_tiles(module);
-  py::enum_<emulator::Access>(module, "Access")
+  py::enum_<emulator::Access>(module, "Access", py::module_local())
       .value("read", emulator::Access::kRead)
       .value("read_write", emulator::Access::kReadWrite)
       .value("uninitialized", emulator::Access::kUninitialized);
