@@ -53,6 +53,17 @@ PTQ4ADM_DEVICE void settle(uint32_t& value) {
 #endif
 }
 
+// The value, which all lanes of a warp share. Asked of one lane, so that the compiler knows it and
+// takes a branch on it for one of the whole warp: what is counted behind it may then stay in
+// registers of the warp.
+PTQ4ADM_DEVICE int warp_uniform(int value) {
+#ifdef __CUDACC__
+  return __shfl_sync(0xffffffffu, value, 0);
+#else
+  return value;
+#endif
+}
+
 constexpr int kLanes = 32;
 constexpr int kBlockK = 64;        // k of one step: ptq4adm/packing/layout.py, BLOCK_K
 constexpr int kUnitChannels = 16;  // channels of a unit of the weight

@@ -220,7 +220,7 @@ using Fragments = uint32_t[Tile::kFragments][2][4];
 
 template <class Tile, Weight kWeight>
 PTQ4ADM_DEVICE void decode_step(Fragments<Tile>& a,
-                                const WeightFragment<Tile::kFragments, kWeight>& weight) {
+                                const WeightFragment<Tile::kFragments, kWeight, 2>& weight) {
   PTQ4ADM_UNROLL
   for (int f = 0; f < Tile::kFragments; ++f) {
     PTQ4ADM_UNROLL
@@ -258,7 +258,7 @@ PTQ4ADM_DEVICE void multiply_stage(typename Tile::Sums& acc, const Fragments<Til
 template <class Tile, Weight kWeight>
 struct Multiplier {
   static constexpr int kUnits = Tile::kFragments;
-  using Reader = WeightReader<kUnits, kWeight, false>;
+  using Reader = WeightReader<kUnits, kWeight, false, 2>;
 
   RingPlace<Tile> place;  // of the step whose products are issued next
 
@@ -357,7 +357,7 @@ PTQ4ADM_DEVICE void stage_warpgroup_sums(const typename Tile::Sums& acc, const P
 template <class Tile, Weight kWeight>
 PTQ4ADM_DEVICE void matmul_warpgroup_tile(const ParamsSm90& all) {
   prepare_shared_memory<Tile>(all);
-  if (thread_index() >= Tile::kThreads) {
+  if (warp_uniform(warp_index()) >= Tile::kThreads / kLanes) {
     if constexpr (Tile::kIsExchanging) registers_decrease<Tile::kCopyRegisters>();
     if (thread_index() == Tile::kThreads) copy_tile<Tile>(all);
     return;

@@ -59,7 +59,7 @@ struct TileShape {
 
 template <class Tile, Weight kWeight>
 PTQ4ADM_DEVICE void multiply_step(typename Tile::Sums& acc, const char* tile, int thread,
-                                  const WeightFragment<Tile::kUnits, kWeight>& fragment) {
+                                  const WeightFragment<Tile::kUnits, kWeight, 1>& fragment) {
   const int lane = thread % kLanes;
   const int first_row = thread / kLanes / Tile::kWarpsN * Tile::kWarpM;
   PTQ4ADM_UNROLL
@@ -98,7 +98,7 @@ PTQ4ADM_DEVICE void accumulate(typename Tile::Sums& acc, const Params& params, i
     }
     copy_async_commit();
   }
-  using Reader = WeightReader<Tile::kUnits, kWeight, (Tile::kWarpsM > 1)>;
+  using Reader = WeightReader<Tile::kUnits, kWeight, (Tile::kWarpsM > 1), 1>;
   const int column = thread / kLanes % Tile::kWarpsN * Tile::kWarpN;
   const Reader reader(params, thread % kLanes, place.column, column, kUnitChannels, segment);
   typename Reader::Fragment fragment;

@@ -14,19 +14,29 @@
 namespace ptq4adm {
 
 // What a lane holds of the weight for one step of 64 k.
-template <int kUnits, Weight kWeight>
+//
+// `kMultipliers`: registers for the multipliers of the two halves of a unit's channels. One saves a
+// register and waits for the loads where they are issued, to join them; two wait where they are
+// used.
+template <int kUnits, Weight kWeight, int kMultipliers>
 struct WeightFragment {
+  static_assert(kMultipliers == 1 || kMultipliers == 2, "joined, or one a half");
   static constexpr int kParts = kWeight == Weight::kInt8 ? 2 : 1;
   Bytes16 part[kUnits][kParts];
-  uint32_t multiplier[kUnits];  // of the two halves of a unit's channels: bits 7..0, 15..8
+  uint32_t multiplier[kUnits][kMultipliers];
+
+  PTQ4ADM_DEVICE uint32_t multiplier_of(int u, int h) const {
+    return kMultipliers == 1 ? multiplier[u][0] >> (8 * h) & 0xffu
+                             : multiplier[u][h % kMultipliers];
+  }
 };
 
 // Where a lane's part of the weight lies.
 //
 // `kIsShared`: other warps of the block read the same units, so they are worth keeping in L1.
-template <int kUnits, Weight kWeight, bool kIsShared>
+template <int kUnits, Weight kWeight, bool kIsShared, int kMultipliers>
 struct WeightReader {
-  using Fragment = WeightFragment<kUnits, kWeight>;
+  using Fragment = WeightFragment<kUnits, kWeight, kMultipliers>;
   uint32_t unit[kUnits];  // offsets at the segment's first step; a weight is below 4 GiB
   uint32_t multiplier[kUnits];
 
@@ -62,22 +72,27 @@ struct WeightReader {
       if constexpr (kWeight == Weight::kInt4Groups) {
         const uint8_t* address = params.w_mult + (multiplier[u] + step);
         const int half = 8 * (params.blocks[0] + params.blocks[1]);
-        fragment.multiplier[u] = load(address) | load(address + half) << 8;
+        fragment.multiplier[u][0] = load(address);
+        if constexpr (kMultipliers == 2) {
+          fragment.multiplier[u][1] = load(address + half);
+        } else {
+          fragment.multiplier[u][0] |= load(address + half) << 8;
+        }
       }
     }
   }
 };
 
 // Eight channels (half h of unit u) and 32 k (step j): k from 4 (lane % 4), and 16 further.
-template <int kUnits, Weight kWeight>
-PTQ4ADM_DEVICE void decode(uint32_t (&b)[2], const WeightFragment<kUnits, kWeight>& fragment, int u,
+template <int kUnits, Weight kWeight, int kMultipliers>
+PTQ4ADM_DEVICE void decode(uint32_t (&b)[2],
+                           const WeightFragment<kUnits, kWeight, kMultipliers>& fragment, int u,
                            int h, int j) {
   if constexpr (kWeight == Weight::kInt8) {
     b[0] = fragment.part[u][j].word[2 * h];
     b[1] = fragment.part[u][j].word[2 * h + 1];
   } else if constexpr (kWeight == Weight::kInt4Groups) {
-    decode_int4_groups(b, fragment.part[u][0].word[2 * h + j],
-                       fragment.multiplier[u] >> (8 * h) & 0xffu);
+    decode_int4_groups(b, fragment.part[u][0].word[2 * h + j], fragment.multiplier_of(u, h));
   } else {
     decode_int4(b, fragment.part[u][0].word[2 * h + j]);
   }

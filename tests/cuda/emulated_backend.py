@@ -24,6 +24,23 @@ BITS = pytest.mark.parametrize("bits", [4, 8])
 SAME = Conv2dGeometry((3, 3), padding=(1, 1))
 SM90A_TILES = [(128, 256), (256, 128), (128, 128), (128, 64), (64, 64)]  # rows x channels
 
+# image size, channels and geometry of each kind that comes as boxes
+BOX_CONVOLUTIONS = {
+    "3x3": ((2, 5, 8), (64,), SAME),
+    "rows of 16": ((1, 9, 16), (32,), SAME),
+    "rows of 2": ((3, 5, 2), (80,), SAME),
+    "rows of 10": ((1, 13, 10), (48,), SAME),
+    "rows of 5, several images": ((5, 3, 5), (16,), SAME),
+    "rows of 78": ((1, 2, 78), (16,), SAME),
+    "one pixel": ((3, 1, 1), (64,), SAME),
+    "no padding": ((1, 6, 7), (16,), Conv2dGeometry((3, 3))),
+    "padding larger than the kernel": ((1, 3, 3), (16,), Conv2dGeometry((3, 3), padding=(4, 5))),
+    "dilation": ((1, 9, 8), (32,), Conv2dGeometry((3, 3), padding=(2, 3), dilation=(2, 3))),
+    "5x1": ((1, 6, 3), (16,), Conv2dGeometry((5, 1), padding=(2, 0))),
+    "1x1": ((2, 3, 5), (144,), Conv2dGeometry((1, 1))),
+    "two segments": ((2, 5, 6), (64, 80), SAME),
+}
+
 # of a product of M rows and `n` channels: what an epilogue adds
 M, K = 22, 200
 TERMS = {

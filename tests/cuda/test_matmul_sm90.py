@@ -14,6 +14,7 @@ import pytest
 import torch
 from emulated_backend import (
     BITS,
+    BOX_CONVOLUTIONS,
     MODES,
     OUTPUTS,
     SAME,
@@ -32,7 +33,6 @@ from emulated_backend import (
 from operator_cases import build_case
 
 from ptq4adm.ops import cuda_matmul, reference
-from ptq4adm.ops.arguments import Conv2dGeometry
 
 K_ALIGNED = 208  # three steps and a quarter, rows of whole 16 bytes
 
@@ -103,29 +103,11 @@ def test_ring_goes_round(size) -> None:
     assert_exact(build_case(4, (3,), (640,), 70), sm90a_tile(*size))
 
 
-# image size, channels and geometry of each kind that comes as boxes
-CONVOLUTIONS = {
-    "3x3": ((2, 5, 8), (64,), SAME),
-    "rows of 16": ((1, 9, 16), (32,), SAME),
-    "rows of 2": ((3, 5, 2), (80,), SAME),
-    "rows of 10": ((1, 13, 10), (48,), SAME),
-    "rows of 5, several images": ((5, 3, 5), (16,), SAME),
-    "rows of 78": ((1, 2, 78), (16,), SAME),
-    "one pixel": ((3, 1, 1), (64,), SAME),
-    "no padding": ((1, 6, 7), (16,), Conv2dGeometry((3, 3))),
-    "padding larger than the kernel": ((1, 3, 3), (16,), Conv2dGeometry((3, 3), padding=(4, 5))),
-    "dilation": ((1, 9, 8), (32,), Conv2dGeometry((3, 3), padding=(2, 3), dilation=(2, 3))),
-    "5x1": ((1, 6, 3), (16,), Conv2dGeometry((5, 1), padding=(2, 0))),
-    "1x1": ((2, 3, 5), (144,), Conv2dGeometry((1, 1))),
-    "two segments": ((2, 5, 6), (64, 80), SAME),
-}
-
-
-@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("name", BOX_CONVOLUTIONS)
 @WHOLE_OR_SPLIT
 @pytest.mark.usefixtures("both_orders")
 def test_convolutions_equal_the_oracle(name, tile) -> None:
-    shape, segments, geometry = CONVOLUTIONS[name]
+    shape, segments, geometry = BOX_CONVOLUTIONS[name]
     assert_exact(build_case(4, shape, segments, 19, geometry), tile)
 
 
