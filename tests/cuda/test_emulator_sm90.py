@@ -7,11 +7,10 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from emulator_programs_barriers import BARRIERS, NAMED
+from emulator_programs_boxes import BOXES
 from emulator_programs_sm90 import (
     BARRIER,
-    BARRIERS,
-    BOXES,
-    NAMED,
     Step,
     arrive,
     box,
@@ -39,9 +38,9 @@ Run = Callable[..., np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def run(build_emulated: Callable[..., ModuleType]) -> Run:
+def run(instructions_sm90: ModuleType) -> Run:
     """Runs a program; returns what every thread loaded last, [blocks, threads], -1 for nothing."""
-    module = build_emulated("instruction_tests_sm90")
+    module = instructions_sm90
 
     def run(
         steps: Sequence[Step],
