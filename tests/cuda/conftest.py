@@ -15,7 +15,7 @@ from types import ModuleType
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # emulated_backend.py, emulator_programs.py
+sys.path.insert(0, str(Path(__file__).parent))  # modules that hold no tests
 
 CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
 # ffp-contract: the emulated add_rn and multiply_rn must not fuse
@@ -93,6 +93,12 @@ def build_emulated(
 def instructions(build_emulated: Callable[..., ModuleType]) -> ModuleType:
     """The instructions one by one, and programs of them: csrc/cuda/instruction_tests.cpp."""
     return build_emulated("instruction_tests")
+
+
+@pytest.fixture(scope="session")
+def instructions_sm90(build_emulated: Callable[..., ModuleType]) -> ModuleType:
+    """The same for sm_90a: csrc/cuda/instruction_tests_sm90.cpp."""
+    return build_emulated("instruction_tests_sm90")
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -13,11 +12,6 @@ from cute_layouts import cute_text, layout_of, place_of
 THREADS = range(128)
 SIZES = (32, 64, 96, 128, 192, 256)
 ATOM = 512  # bytes after which the 64-byte swizzle repeats
-
-
-@pytest.fixture(scope="module")
-def sm90(build_emulated: Callable[..., ModuleType]) -> ModuleType:
-    return build_emulated("instruction_tests_sm90")
 
 
 def _swizzled(address: np.ndarray) -> np.ndarray:
@@ -75,7 +69,7 @@ def test_cute_agrees_with_the_manual_on_the_product(columns: int) -> None:
 
 @pytest.mark.parametrize("kind", ["random", "lowest", "wraps"])
 @pytest.mark.parametrize("columns", SIZES)
-def test_wgmma(sm90: ModuleType, columns: int, kind: str) -> None:
+def test_wgmma(instructions_sm90: ModuleType, columns: int, kind: str) -> None:
     """Both halves of the 64 k of a tile, which begins somewhere in shared memory."""
     of_a, of_d = _positions("manual", columns)
     rng = np.random.default_rng(columns)
@@ -96,7 +90,7 @@ def test_wgmma(sm90: ModuleType, columns: int, kind: str) -> None:
     for half in (0, 1):
         product = matrix_a @ matrix_b[:, 32 * half : 32 * half + 32].astype(np.int64).T
         wanted = acc.astype(np.int64) + product[of_d[..., 0], of_d[..., 1]]
-        got = sm90.wgmma(columns, acc, a.view(np.uint32), memory, start + 32 * half)
+        got = instructions_sm90.wgmma(columns, acc, a.view(np.uint32), memory, start + 32 * half)
         assert np.array_equal(got, wanted.astype(np.int32))  # modulo 2^32
         assert kind != "wraps" or (wanted != got).any()
 
@@ -130,8 +124,8 @@ def test_cute_agrees_on_the_fields_of_the_descriptor() -> None:
 
 
 @pytest.mark.parametrize("place", [0, 32, 512, 3 * 512 + 32, 2**17 - 512])
-def test_matrix_descriptor(sm90: ModuleType, place: int) -> None:
-    descriptor = sm90.matrix_descriptor(place)
+def test_matrix_descriptor(instructions_sm90: ModuleType, place: int) -> None:
+    descriptor = instructions_sm90.matrix_descriptor(place)
     fields = {
         name: descriptor >> first & ((1 << (last - first)) - 1)
         for name, (first, last) in MANUAL_FIELDS.items()
@@ -182,11 +176,15 @@ def _box(tensor: np.ndarray, box: tuple[int, ...], start: tuple[int, ...]) -> np
 @pytest.mark.parametrize(
     "start", [(0, 0), (5, 64), (-3, 64), (-3, -16), (17, 128), (19, 0), (-40, 0), (0, 150), (30, 0)]
 )
-def test_boxes_of_rows(sm90: ModuleType, start: tuple[int, int], is_backward: bool) -> None:
+def test_boxes_of_rows(
+    instructions_sm90: ModuleType, start: tuple[int, int], is_backward: bool
+) -> None:
     """Rows [21, 150] in memory of 160 a row: what lies outside is zero, the padding too."""
     memory = np.random.default_rng(1).integers(1, 256, (21, 160), dtype=np.uint8)
     wanted = _box(memory[:, :150], (24, 64), start)
-    got = sm90.copy_box(memory, [150, 21], [160], [64, 24], start[::-1], 1024, is_backward)
+    got = instructions_sm90.copy_box(
+        memory, [150, 21], [160], [64, 24], start[::-1], 1024, is_backward
+    )
     assert np.array_equal(got, wanted)
     assert (wanted == 0).any()
 
@@ -195,12 +193,14 @@ def test_boxes_of_rows(sm90: ModuleType, start: tuple[int, int], is_backward: bo
 @pytest.mark.parametrize(
     "start", [(0, 0, 0, 0), (1, -1, -1, 64), (0, 3, 2, 64), (2, 0, 0, 0), (1, 5, -1, 128)]
 )
-def test_boxes_of_pixels(sm90: ModuleType, start: tuple[int, ...], is_backward: bool) -> None:
+def test_boxes_of_pixels(
+    instructions_sm90: ModuleType, start: tuple[int, ...], is_backward: bool
+) -> None:
     """A pixel tensor [N, H, W, C] of 3 x 5 x 4 x 112 and tiles of 2 x 4 x 4 pixels."""
     memory = np.random.default_rng(2).integers(1, 256, (3, 5, 4, 112), dtype=np.uint8)
     wanted = _box(memory, (2, 4, 4, 64), start)
     strides = [112, 4 * 112, 5 * 4 * 112]
-    got = sm90.copy_box(
+    got = instructions_sm90.copy_box(
         memory, [112, 4, 5, 3], strides, [64, 4, 4, 2], start[::-1], 512, is_backward
     )
     assert np.array_equal(got, wanted)
@@ -228,14 +228,16 @@ GOOD = {"base": 4096, "sizes": [128, 40], "strides": [128], "box": [64, 16]}
     ],
 )
 def test_impossible_tensor_maps_are_refused(
-    sm90: ModuleType, changes: dict[str, object], reason: str
+    instructions_sm90: ModuleType, changes: dict[str, object], reason: str
 ) -> None:
-    assert sm90.refuse_tensor_map(*GOOD.values()) == ""
-    refused = sm90.refuse_tensor_map(*(GOOD | changes).values())
+    assert instructions_sm90.refuse_tensor_map(*GOOD.values()) == ""
+    refused = instructions_sm90.refuse_tensor_map(*(GOOD | changes).values())
     assert re.match(f"tensor map: {reason}", refused), refused
 
 
-def test_the_largest_tensor_map(sm90: ModuleType) -> None:
+def test_the_largest_tensor_map(instructions_sm90: ModuleType) -> None:
     sizes = [2**32, 2**32, 2**32, 2**32]
     strides = [2**40 - 16] * 3
-    assert sm90.refuse_tensor_map(2**47 - 16, sizes, strides, [64, 256, 256, 256]) == ""
+    assert (
+        instructions_sm90.refuse_tensor_map(2**47 - 16, sizes, strides, [64, 256, 256, 256]) == ""
+    )
