@@ -218,6 +218,11 @@ PTQ4ADM_DEVICE void copy_tile(const ParamsSm90& all) {
 template <class Tile>
 using Fragments = uint32_t[Tile::kFragments][2][4];
 
+// Decoding of 8 bits only changes the order of registers. Left to the compiler, such copies drift
+// to where they wait for the newest load; exclusive or with a zero that it cannot know is
+// arithmetic, and stays. The grid has one block along its last axis.
+PTQ4ADM_DEVICE uint32_t unknown_zero() { return static_cast<uint32_t>(block_index(2)); }
+
 template <class Tile, Weight kWeight>
 PTQ4ADM_DEVICE void decode_step(Fragments<Tile>& a,
                                 const WeightFragment<Tile::kFragments, kWeight, 2>& weight) {
@@ -229,6 +234,10 @@ PTQ4ADM_DEVICE void decode_step(Fragments<Tile>& a,
       for (int h = 0; h < 2; ++h) {
         uint32_t both[2];
         decode(both, weight, f, h, j);
+        if constexpr (kWeight == Weight::kInt8) {
+          both[0] ^= unknown_zero();
+          both[1] ^= unknown_zero();
+        }
         a[f][j][h] = both[0];
         a[f][j][2 + h] = both[1];
         settle(a[f][j][h]);

@@ -41,9 +41,8 @@ PYBIND11_MODULE(matmul_sm90_emulated, module) {
         if (reason != nullptr) throw std::invalid_argument(reason);
       });
 
-  // maps, for tests that count bank conflicts and compare orders
+  // maps, for tests that count bank conflicts and pixels
   module.def("stage_offset", &stage_offset);
-  module.def("sum_index", &sum_index);
   module.def(
       "box_rows",
       [](bindings::Box size, bindings::Box extent, int tile_rows) {

@@ -215,6 +215,6 @@ def test_convolution_epilogue_follows_pixels_and_samples(out, bits) -> None:
     assert_equal(case.with_options(**change), sm90a_tile(64, 64, 2))
 
 
-def test_both_segments_of_an_image_that_has_a_scale_a_row() -> None:
+def test_both_segments_of_an_image_have_their_own_scale() -> None:
     case = scaled(build_case(4, (2, 3, 5), (80, 48), 37, SAME), torch.rand(()))
     assert_equal(case.with_options(x2_scale=torch.tensor(0.7)), SMALL)
