@@ -27,7 +27,7 @@ from ptq4adm.errors import BackendUnavailableError, ConfigError
 from ptq4adm.kernels import launch
 from ptq4adm.kernels.tuning import TileConfig
 from ptq4adm.ops import backend_report, cuda_backend, cuda_matmul, resolve_backend
-from ptq4adm.ops.cuda_matmul import CudaTile
+from ptq4adm.ops.cuda_tiles import CudaTile
 
 interpreted = pytest.mark.skipif(
     not launch.IS_INTERPRETED, reason="rehearsals run in Triton's interpreter"
