@@ -127,6 +127,12 @@ PRODUCTS: dict[str, Case] = {
         [*FILL, START, product(0), COMMIT, write_acc(1), WAIT],
         128,
     ),
+    "acc written between two products": (
+        "wgmma_s8_64xNx32: acc of thread 0 of the warpgroup was written while its wgmma was on",
+        [*FILL, START, product(0), write_acc(0), product(0), COMMIT, WAIT],
+        [*FILL, START, product(0), write_acc(1), product(0), COMMIT, WAIT],
+        128,
+    ),
     "acc of another size": (
         "acc overlaps accumulators of another size, whose products are on their way",
         [*FILL, WIDE, FENCE, BARRIER, START, Step("wgmma_wide"), Step("wgmma_part"), COMMIT, WAIT],
