@@ -177,6 +177,17 @@ void check_fenced(const Registers& registers, const char* what) {
          text("%s of thread %d of the warpgroup was written since wgmma_fence", what, lane));
 }
 
+// Refuses accumulators that were written while their products were on their way.
+void check_poison(const Registers& registers, const char* instruction) {
+  Registers poisoned = registers;
+  poisoned.values.assign(static_cast<size_t>(kGroup) * registers.words, kPoison);
+  const int lane = poisoned.changed();
+  if (lane < 0) return;
+  refuse(
+      instruction,
+      text("acc of thread %d of the warpgroup was written while its wgmma was on its way", lane));
+}
+
 void start_product(int columns) {
   Group& own = group();
   check_same_number(kProduct, "descriptors");
@@ -215,7 +226,9 @@ void start_product(int columns) {
       shared.start_product(chunk, 16, first, kProduct);
     }
   }
-  if (pending == own.sums.end()) {
+  if (pending != own.sums.end()) {
+    check_poison(sums, kProduct);
+  } else {
     sums.read();
     check_fenced(sums, "acc");
     own.sums.push_back({sums, 0});
@@ -244,14 +257,7 @@ void finish_product(const Product& product, int event) {
 }
 
 void land(Sums& sums) {
-  Registers poisoned = sums.registers;
-  std::fill(poisoned.values.begin(), poisoned.values.end(), kPoison);
-  const int lane = poisoned.changed();
-  if (lane >= 0) {
-    refuse(kWait, text("acc of thread %d of the warpgroup was written while its wgmma was on its "
-                       "way",
-                       lane));
-  }
+  check_poison(sums.registers, kWait);
   sums.registers.write();
   // written by a wgmma, and so not since the fence
   group().seen[{sums.registers.of[0], sums.registers.words}] = sums.registers;

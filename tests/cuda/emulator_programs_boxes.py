@@ -22,6 +22,7 @@ SET_UP = [*init(), expect()]
 READ = [wait(0), Step("load")]
 TILE = [Step("store", stride=4, threads=GROUP)]  # the bytes that a box will take
 READ_BY_3 = [*SET_UP, *init(EMPTY), box(), wait(0), Step("load", threads=one(3))]
+READ_BY_4 = [Step("load", threads=one(4))]
 BOX_BY_5 = [
     expect(thread=5, barrier=EMPTY),
     box(thread=5, barrier=EMPTY),
@@ -111,6 +112,12 @@ BOXES: dict[str, Case] = {
         "copy_box_2d: writes shared byte 0, which thread 3 read without an async_proxy_fence",
         [*READ_BY_3, BARRIER, *BOX_BY_5],
         [*READ_BY_3, FENCE, BARRIER, *BOX_BY_5],
+        32,
+    ),
+    "a fence of the later of two readers": (
+        "copy_box_2d: writes shared byte 0, which thread 3 read without an async_proxy_fence",
+        [*READ_BY_3, BARRIER, *READ_BY_4, by(FENCE, one(4)), BARRIER, *BOX_BY_5],
+        [*READ_BY_3, BARRIER, *READ_BY_4, by(FENCE, (3, 4)), BARRIER, *BOX_BY_5],
         32,
     ),
     "more bytes than expected": (

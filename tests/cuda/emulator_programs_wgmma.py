@@ -41,6 +41,8 @@ def write_acc(acc: int = 0) -> Step:
 BATCH = [START, product(), COMMIT, WAIT]
 WIDE = Step("store_16", 2048, stride=16, threads=GROUP)  # what 64 columns need besides
 RELEASE = [arrive(one(lane)) for lane in (0, 32, 64, 96)]  # one lane of each warp
+BY_GROUP = [by(step, GROUP) for step in BATCH]
+DELAY = [named(1, 128, (128, 255))] * 12  # so long that the other warpgroup goes ahead
 FOUR_BOXES = [expect(4 * BOX_BYTES), *(box(BOX_BYTES * i) for i in range(4))]
 
 PRODUCTS: dict[str, Case] = {
@@ -125,6 +127,12 @@ PRODUCTS: dict[str, Case] = {
         [*FILL, START, product(0), COMMIT, write_acc(1), WAIT],
         128,
     ),
+    "acc written between two products": (
+        "wgmma_s8_64xNx32: acc of thread 0 of the warpgroup was written while its wgmma was on",
+        [*FILL, START, product(0), write_acc(0), product(0), COMMIT, WAIT],
+        [*FILL, START, product(0), write_acc(1), product(0), COMMIT, WAIT],
+        128,
+    ),
     "acc of another size": (
         "acc overlaps accumulators of another size, whose products are on their way",
         [*FILL, WIDE, FENCE, BARRIER, START, Step("wgmma_wide"), Step("wgmma_part"), COMMIT, WAIT],
@@ -202,6 +210,18 @@ PRODUCTS: dict[str, Case] = {
             *(wait(0, one(64)), Step("store", threads=one(64))),
         ],
         128,
+    ),
+    "B released by the wait for an earlier product": (
+        "store: race: writes shared byte 0, which a wgmma read, and nothing orders the two",
+        [
+            *(*init(count=4), *FILL, *BY_GROUP, *RELEASE, *BY_GROUP),
+            *(wait(0, one(140)), *DELAY, Step("store", threads=one(140))),
+        ],
+        [
+            *(*init(count=4), *FILL, *BY_GROUP, *BY_GROUP, *RELEASE),
+            *(wait(0, one(140)), *DELAY, Step("store", threads=one(140))),
+        ],
+        256,
     ),
     "a box that a warp did not wait for": (
         "wgmma_s8_64xNx32: race: reads shared byte 0, which a box brings in phase 0",
