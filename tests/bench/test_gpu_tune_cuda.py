@@ -159,7 +159,7 @@ def test_groups_and_splits_have_their_tiles(tmp_path: Path) -> None:
         TILE_SETS[CUDA].write(product.problem, tiles[1], tmp_path)
         assert TILE_SETS[CUDA].is_measured(product.problem, tmp_path)
     assert cuda_tiles.load(tmp_path / "cuda-interpreter.json", "interpreter") == {
-        "w4a8_conv2d-grouped-n32-k576": {15: CudaTile(64, 32, 3)}
+        "w4a8_conv2d-boxes-grouped-n32-k576": {15: CudaTile(64, 32, 3)}
     }
 
 
