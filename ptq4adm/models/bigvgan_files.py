@@ -17,7 +17,7 @@ from torch import Tensor
 from ptq4adm.errors import CheckpointError
 from ptq4adm.models.assign import build
 from ptq4adm.models.bigvgan import BigVGAN, low_pass_filter
-from ptq4adm.models.original import read_yaml
+from ptq4adm.models.original import fold_norms, read_yaml
 from ptq4adm.models.pickled import read_tensors
 
 CONFIG_FILE, WEIGHTS_FILE = "args.yml", "best_netG.pt"
@@ -51,7 +51,7 @@ def load_bigvgan(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> B
     folder = Path(folder)
     config = _config(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
-    tensors = _without_filters(_folded(read_tensors(path, _ENTRY), str(path)), str(path))
+    tensors = _without_filters(fold_norms(read_tensors(path, _ENTRY), str(path)), str(path))
     return build(
         lambda: BigVGAN(**config),
         tensors,
@@ -90,28 +90,6 @@ def _config(path: Path) -> dict[str, Any]:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list) and bool(value)
-
-
-def _folded(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Direction and length of each weight become the weight."""
-    found = {}
-    for name, tensor in tensors.items():
-        if name.endswith(".weight_g"):
-            continue
-        if not name.endswith(".weight_v"):
-            found[name] = tensor
-            continue
-        start = name.removesuffix("_v")
-        length = tensors.get(f"{start}_g")
-        if length is None or length.shape != (tensor.shape[0], 1, 1):
-            raise CheckpointError(
-                f"{source}: {name} has no {start}_g of [{tensor.shape[0]}, 1, 1] beside it; "
-                "copy the vocoder again"
-            )
-        direction = tensor.float()
-        norm = direction.flatten(1).norm(dim=1).view(-1, 1, 1)
-        found[start] = length.float() * direction / norm
-    return found
 
 
 def _without_filters(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -77,16 +77,6 @@ class ClapTokenEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         )
         self.base = BertModel(config, add_pooling_layer=False)
         self.projection = TokenProjection(hidden_size, projection_dim)
-        self.make_positions()
-
-    def make_positions(self) -> None:
-        """Make BERT's constant tensors, which no file holds, anew."""
-        embeddings, length = self.base.embeddings, self.config.max_position_embeddings
-        device = embeddings.word_embeddings.weight.device
-        positions = torch.arange(length, device=device)[None]
-        kinds = torch.zeros_like(positions)
-        embeddings.register_buffer("position_ids", positions, persistent=False)
-        embeddings.register_buffer("token_type_ids", kinds, persistent=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Vectors of all tokens, none masked.

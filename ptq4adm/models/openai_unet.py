@@ -45,6 +45,7 @@ class UNetLayout:
         film_dim: width of the text vector that is concatenated to the time embedding; None if
             there is none.
         is_linear: whether transformers are entered by a linear instead of a 1x1 convolution.
+        model_channels: of the first convolution; a quarter of the time embedding.
     """
 
     in_channels: int
@@ -56,6 +57,7 @@ class UNetLayout:
     context_dim: int | None
     film_dim: int | None
     is_linear: bool
+    model_channels: int
 
     def config(self, heads: int | tuple[int, ...], **others: Any) -> dict[str, Any]:
         """Arguments of a `UNet2DConditionModel` of the same architecture.
@@ -117,6 +119,7 @@ def read_layout(tensors: Mapping[str, Tensor], source: str) -> UNetLayout:
         context_dim=context,
         film_dim=None if film is None else int(film.shape[1]),
         is_linear=is_linear,
+        model_channels=int(first.shape[0]),
     )
 
 
