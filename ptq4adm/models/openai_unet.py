@@ -279,7 +279,8 @@ def _levels(
             levels[-1].append((int(conv.shape[0]), f"{name}.1.norm.weight" in tensors))
         block += 1
     layers = len(levels[0])
-    if not layers or any(len(level) != layers or len(set(level)) != 1 for level in levels):
+    blocks = {name.split(".")[1] for name in tensors if name.startswith("input_blocks.")}
+    if not layers or len(blocks) != block or any(len(level) != layers or len(set(level)) != 1 for level in levels):
         raise CheckpointError(
             f"{source}: the blocks {PREFIX}input_blocks do not form levels of equal blocks; "
             "this is not the UNet of a known family"

@@ -123,10 +123,11 @@ def _inert(name: str) -> type:
     return type(name, (), {"__new__": refuse})
 
 
-def _reason(error: Exception) -> str:
-    """What was asked for, out of torch's long advice."""
-    text = str(error).rpartition("WeightsUnpickler error:")[2]
-    return text.split("Please", maxsplit=1)[0].strip().split("\n", maxsplit=1)[0].rstrip(". ")
+def _reason(error: BaseException) -> str:
+    """What was asked for: torch wraps it into advice that would have the code run."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).split("Please", maxsplit=1)[0].split("\n", maxsplit=1)[0].rstrip(". ")
 
 
 def _checked(path: Path, content: Any) -> dict[str, Tensor]:
