@@ -29,6 +29,8 @@ from ptq4adm.errors import CheckpointError, ConfigError
 from ptq4adm.models import latent_vae, openai_unet
 from ptq4adm.models.assign import build
 from ptq4adm.models.original import (
+    STATE_ENTRY,
+    find_checkpoint,
     fold_norms,
     load_tokenizer,
     make_positions,
@@ -47,7 +49,6 @@ HEADS = ("diffusers", "original")
 TOKENIZER = "roberta-base"
 TEXT_PREFIX = "cond_stage_model.model."
 VOCODER_PREFIX = "first_stage_model.vocoder."
-_ENTRY = "state_dict"
 _DIFFUSERS_HEADS = 8
 # model_channels from which on heads are 64 wide, not 32
 _LARGE = 256
@@ -69,7 +70,7 @@ def load_parts(
     """Read every part of the pipeline.
 
     Args:
-        path: the .ckpt file.
+        path: the .ckpt file, or a folder with no other.
         tokenizer: folder of roberta-base's tokenizer; None for the one beside the file.
         heads: "diffusers" for 8 attention heads at every level, as diffusers' conversion has them;
             "original" for heads of the original width.
@@ -86,14 +87,18 @@ def load_parts(
     """
     if heads not in HEADS:
         raise ConfigError(f"heads = {heads!r}: expected {' or '.join(map(repr, HEADS))}")
-    path = Path(path)
+    path = find_checkpoint(Path(path))
     source = str(path)
     places = [path.parent / TOKENIZER] if tokenizer is None else [Path(tokenizer)]
     tokens = load_tokenizer(places, TOKENIZER)
-    tensors = read_tensors(path, _ENTRY)
+    tensors = read_tensors(path, STATE_ENTRY)
     note_unknown(
         tensors, ("model.", "model_ema.", "first_stage_model.", "cond_stage_model."), source
     )
+    text_encoder = load_text_encoder(take(tensors, TEXT_PREFIX), source, dtype=dtype)
+    # RoBERTa counts positions from behind the id of its padding
+    longest = text_encoder.config.max_position_embeddings - 2
+    tokens.model_max_length = min(tokens.model_max_length, longest)
     return {
         "unet": _load_unet(tensors, source, heads, ema, dtype),
         "vae": latent_vae.load_vae(
@@ -102,7 +107,7 @@ def load_parts(
             source,
             dtype=dtype,
         ),
-        "text_encoder": load_text_encoder(take(tensors, TEXT_PREFIX), source, dtype=dtype),
+        "text_encoder": text_encoder,
         "tokenizer": tokens,
         "scheduler": make_scheduler(tensors, *BETAS, source),
         "vocoder": load_vocoder(take(tensors, VOCODER_PREFIX), source, dtype=dtype),
@@ -117,7 +122,7 @@ def original_heads(layout: openai_unet.UNetLayout) -> tuple[int, ...]:
 
 def load_text_encoder(
     tensors: Mapping[str, Tensor], source: str, *, dtype: torch.dtype = torch.float32
-) -> nn.Module:
+) -> Any:
     """The text half of CLAP as a `ClapTextModelWithProjection`.
 
     Its norms have RoBERTa's epsilon of 1e-5, as in the original code.
@@ -154,8 +159,7 @@ def load_text_encoder(
         file_name=lambda name: TEXT_PREFIX + _text_name(name),
     )
     make_positions(encoder.text_model.embeddings)
-    text_encoder: nn.Module = encoder
-    return text_encoder
+    return encoder
 
 
 def load_vocoder(

@@ -60,8 +60,8 @@ class SnakeActivation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T] to [B, C, T]."""
         doubling, halving = _kernels(x.dtype, x.device)
-        alpha = self.alpha
-        beta = alpha if self.beta is None else self.beta
+        alpha: Tensor = self.alpha
+        beta: Tensor = self.alpha if self.beta is None else self.beta
         if self.is_logarithmic:
             alpha, beta = alpha.exp(), beta.exp()
         y = _double(x, doubling)
@@ -115,7 +115,7 @@ class ResidualBlock(nn.Module):
         return x
 
 
-class BigVGAN(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class BigVGAN(ModelMixin, ConfigMixin):
     """Log-mel spectrograms to waveforms.
 
     Args:
@@ -133,11 +133,11 @@ class BigVGAN(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     config_name = "config.json"
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(  # noqa: PLR0913 - the published configuration
         self,
         num_mels: int = 80,
-        sampling_rate: int = 16000,
+        sampling_rate: int = 16000,  # noqa: ARG002 - read from the config
         upsample_rates: Sequence[int] = (4, 4, 2, 2, 2, 2),
         upsample_kernel_sizes: Sequence[int] = (8, 8, 4, 4, 4, 4),
         upsample_initial_channel: int = 1536,

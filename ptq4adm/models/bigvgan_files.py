@@ -81,9 +81,9 @@ def _config(path: Path) -> dict[str, Any]:
         ("resblock_kernel_sizes", "resblock_dilation_sizes"),
     )
     for first, second in pairs:
-        if not (_is_list(config[first]) and _is_list(config[second])) or len(
-            config[first]
-        ) != len(config[second]):
+        if not (_is_list(config[first]) and _is_list(config[second])) or len(config[first]) != len(
+            config[second]
+        ):
             raise CheckpointError(f"{path}: {first} and {second} must be lists of one length")
     return config
 

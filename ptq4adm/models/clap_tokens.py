@@ -1,4 +1,4 @@
-"""Make-An-Audio's text encoder: the BERT of Microsoft's CLAP (2022), and a projection of every token.
+"""Make-An-Audio's text encoder: the BERT of Microsoft's CLAP (2022), every token projected.
 
 CLAP projects the first token alone. Make-An-Audio projects all 77, padding included and not masked,
 and its UNet attends to all of them.
@@ -8,7 +8,6 @@ and its UNet attends to all of them.
 
 from __future__ import annotations
 
-import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
@@ -37,7 +36,7 @@ class TokenProjection(nn.Module):
         return y
 
 
-class ClapTokenEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class ClapTokenEncoder(ModelMixin, ConfigMixin):
     """Token ids to one vector a token.
 
     Args:
@@ -53,8 +52,8 @@ class ClapTokenEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     config_name = "config.json"
 
-    @register_to_config
-    def __init__(  # noqa: PLR0913 - BERT's configuration
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
         self,
         vocab_size: int = 30522,
         hidden_size: int = 768,
@@ -63,7 +62,7 @@ class ClapTokenEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         max_position_embeddings: int = 512,
         type_vocab_size: int = 2,
         projection_dim: int = 1024,
-        max_length: int = 77,
+        max_length: int = 77,  # noqa: ARG002 - read from the config
     ) -> None:
         super().__init__()
         config = BertConfig(

@@ -23,8 +23,13 @@ INDEX_FILE = "model_index.json"
 # beside the components' entries: names with an underscore are passed over by diffusers
 STEPS_ENTRY, GUIDANCE_ENTRY = "_default_steps", "_default_guidance_scale"
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "vocoder")
-# classes are looked up by name in these two libraries only: a model folder cannot name code to run
-_LIBRARIES = ("diffusers", "transformers")
+# classes are looked up by name in these libraries only: a model folder cannot name code to run
+_LIBRARIES = ("diffusers", "transformers", "ptq4adm")
+# and these classes are all that the last one has
+_OWN_CLASSES = {
+    "BigVGAN": "ptq4adm.models.bigvgan",
+    "ClapTokenEncoder": "ptq4adm.models.clap_tokens",
+}
 _WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.bin")
 
 
@@ -124,7 +129,7 @@ def load_component(folder: Path, name: str, entry: list[str], dtype: torch.dtype
     from safetensors import SafetensorError
 
     # diffusers' other way of loading needs accelerate, and warns at every load without it
-    options = {"low_cpu_mem_usage": False} if entry[0] == "diffusers" else {}
+    options = {} if entry[0] == "transformers" else {"low_cpu_mem_usage": False}
     try:
         with _quiet_libraries():
             module, info = cls.from_pretrained(
@@ -205,9 +210,10 @@ def _resolve_class(folder: Path, name: str, entry: list[str]) -> Any:
     if library not in _LIBRARIES:
         raise CheckpointError(
             f"{folder / INDEX_FILE}: {name!r} comes from {library!r}; supported are "
-            f"{' and '.join(_LIBRARIES)}"
+            f"{', '.join(_LIBRARIES)}"
         )
-    cls = getattr(importlib.import_module(library), class_name, None)
+    module = _OWN_CLASSES.get(class_name) if library == "ptq4adm" else library
+    cls = None if module is None else getattr(importlib.import_module(module), class_name, None)
     if not isinstance(cls, type) or not hasattr(cls, "from_pretrained"):
         raise CheckpointError(
             f"{folder / INDEX_FILE}: {name!r} is a {library}.{class_name}, which the installed "

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ptq4adm.errors import MissingComponentError, UnsupportedModelError
+from ptq4adm.errors import (
+    CheckpointError,
+    ConfigError,
+    MissingComponentError,
+    UnsupportedModelError,
+)
+from ptq4adm.models import make_an_audio_files, openai_unet
 from ptq4adm.models.adapter import PipelineAdapter
 from ptq4adm.models.audioldm import AudioLDM
 from ptq4adm.models.components import COMPONENTS, INDEX_FILE, read_index
+from ptq4adm.models.make_an_audio import MakeAnAudio
+from ptq4adm.models.original import STATE_ENTRY, find_checkpoint, has_checkpoint
+from ptq4adm.models.pickled import few, read_tensors
 from ptq4adm.models.pipeline import TextToAudioPipeline
 from ptq4adm.models.unet2d import UNet2DAdapter
 from ptq4adm.protocols import DenoiserAdapter
 
 logger = logging.getLogger(__name__)
 
-FAMILIES: tuple[type[TextToAudioPipeline], ...] = (AudioLDM,)
+FAMILIES: tuple[type[TextToAudioPipeline], ...] = (AudioLDM, MakeAnAudio)
 
 
 def find_adapter(pipe: Any) -> DenoiserAdapter:
@@ -59,18 +70,58 @@ def load_pipeline(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
+    **original: Any,
 ) -> TextToAudioPipeline:
-    """Read a pipeline folder of any family; see `ptq4adm.load_pipeline`."""
-    folder = Path(path)
-    name = read_index(folder).get("_class_name")
+    """Read a pipeline of any family; see `ptq4adm.load_pipeline`."""
+    path = Path(path)
+    family = _original_family(path)
+    if family is not None:
+        logger.info("%s: %s, in its original layout", path, family.family)
+        _check_options(family, original)
+        return family.from_original(path, device=device, dtype=dtype, **original)
+    name = read_index(path).get("_class_name")
+    if original:
+        raise ConfigError(
+            f"{', '.join(original)}: only for files in their original layout; {path} is a folder "
+            "in diffusers' layout, which says it itself"
+        )
     for family in FAMILIES:
         if family.index_class == name:
-            logger.info("%s: %s, in diffusers' layout", folder, family.family)
-            return family.from_folder(folder, device=device, dtype=dtype, backend=backend)
+            logger.info("%s: %s, in diffusers' layout", path, family.family)
+            return family.from_folder(path, device=device, dtype=dtype, backend=backend)
     raise UnsupportedModelError(
-        f"{folder / INDEX_FILE}: a {name!r} is of no family that is known here; expected one of "
+        f"{path / INDEX_FILE}: a {name!r} is of no family that is known here; expected one of "
         f"{', '.join(family.index_class for family in FAMILIES)}"
     )
+
+
+def _original_family(path: Path) -> Any:
+    """The family whose own files these are; None if it is a folder in diffusers' layout, or none.
+
+    Raises:
+        CheckpointError: if a checkpoint is broken, or of no family that is known.
+    """
+    if (path / INDEX_FILE).is_file() or not (path.is_file() or has_checkpoint(path)):
+        return None
+    checkpoint = find_checkpoint(path)
+    names = read_tensors(checkpoint, STATE_ENTRY).keys()
+    if any(name.startswith(make_an_audio_files.TEXT_PREFIX) for name in names):
+        return MakeAnAudio
+    if f"{openai_unet.PREFIX}film_emb.weight" in names:
+        return AudioLDM
+    raise CheckpointError(
+        f"{checkpoint}: is no checkpoint of a known family: it holds {few(names)}; expected "
+        "Make-An-Audio's or AudioLDM's original layout"
+    )
+
+
+def _check_options(family: Any, options: Mapping[str, Any]) -> None:
+    known = inspect.signature(family.from_original).parameters
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"{', '.join(unknown)}: unknown for the original layout of {family.family}"
+        )
 
 
 def _is_unet(module: Any) -> bool:

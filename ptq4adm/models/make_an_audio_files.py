@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptq4adm.errors import CheckpointError, MissingComponentError
+from ptq4adm.errors import CheckpointError
 from ptq4adm.models import latent_vae, openai_unet
 from ptq4adm.models.assign import build
 from ptq4adm.models.openai_config import check_config
 from ptq4adm.models.original import (
+    STATE_ENTRY,
+    find_checkpoint,
     load_tokenizer,
     make_positions,
     make_scheduler,
@@ -39,7 +41,6 @@ VOCODER_FOLDER = "bigvgan"
 CONFIG_FILE = "txt2audio_args.yaml"
 TOKENIZER = "bert-base-uncased"
 TEXT_PREFIX = "cond_stage_model.caption_encoder."
-_ENTRY = "state_dict"
 # what BERT would need for one vector a text, and a constant of older versions of transformers
 _UNUSED_TEXT = ("base.pooler.", "base.embeddings.position_ids")
 
@@ -71,7 +72,7 @@ def load_parts(
     places = [folder / TOKENIZER] if tokenizer is None else [Path(tokenizer)]
     tokens = load_tokenizer(places, TOKENIZER)
     vocoder = load_bigvgan(folder / VOCODER_FOLDER, dtype=dtype)
-    tensors = read_tensors(checkpoint, _ENTRY)
+    tensors = read_tensors(checkpoint, STATE_ENTRY)
     note_unknown(
         tensors, ("model.", "model_ema.", "first_stage_model.", "cond_stage_model."), source
     )
@@ -87,24 +88,6 @@ def load_parts(
         "scheduler": make_scheduler(tensors, *BETAS, source),
         "vocoder": vocoder,
     }
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The .ckpt file of a folder, or the file itself.
-
-    Raises:
-        MissingComponentError: if there is none.
-        CheckpointError: if there are several.
-    """
-    if not path.is_dir():
-        return path
-    found = sorted(p for p in path.iterdir() if p.suffix in (".ckpt", ".safetensors"))
-    if not found:
-        raise MissingComponentError(f"{path}: no .ckpt file; copy maa1_full.ckpt there")
-    if len(found) > 1:
-        names = ", ".join(p.name for p in found)
-        raise CheckpointError(f"{path}: holds {names}; name the file that is meant")
-    return found[0]
 
 
 def load_text_encoder(

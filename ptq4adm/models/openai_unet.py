@@ -280,7 +280,8 @@ def _levels(
         block += 1
     layers = len(levels[0])
     blocks = {name.split(".")[1] for name in tensors if name.startswith("input_blocks.")}
-    if not layers or len(blocks) != block or any(len(level) != layers or len(set(level)) != 1 for level in levels):
+    is_even = all(len(level) == layers and len(set(level)) == 1 for level in levels)
+    if not layers or len(blocks) != block or not is_even:
         raise CheckpointError(
             f"{source}: the blocks {PREFIX}input_blocks do not form levels of equal blocks; "
             "this is not the UNet of a known family"

@@ -34,7 +34,36 @@ _SCHEDULE = (
     "sqrt_recip_alphas_cumprod",
     "sqrt_recipm1_alphas_cumprod",
 )
+STATE_ENTRY = "state_dict"  # of a checkpoint: beside it is what training needs to go on
+_CHECKPOINTS = (".ckpt", ".safetensors")
 _BETA_TOLERANCE = 1e-4  # relative
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint file itself."""
+    return folder.is_dir() and bool(_checkpoints(folder))
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint file of a folder, or the file itself.
+
+    Raises:
+        MissingComponentError: if there is none.
+        CheckpointError: if there are several.
+    """
+    if not path.is_dir():
+        return path
+    found = _checkpoints(path)
+    if not found:
+        raise MissingComponentError(f"{path}: no {' or '.join(_CHECKPOINTS)} file; copy it there")
+    if len(found) > 1:
+        names = ", ".join(p.name for p in found)
+        raise CheckpointError(f"{path}: holds {names}; name the file that is meant")
+    return found[0]
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix in _CHECKPOINTS and p.is_file())
 
 
 def note_unknown(tensors: Mapping[str, Tensor], known: Sequence[str], source: str) -> None:

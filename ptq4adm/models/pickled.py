@@ -1,8 +1,8 @@
 """Tensors out of the files that `torch.save` wrote: nothing but tensors, and no code is ever run.
 
 A pickle may name any function and have it called. These files are read by torch's restricted
-unpickler, which calls only what rebuilds tensors. Trainers leave names of their own classes behind,
-as keys beside the weights: a name is harmless, and stands for nothing here; a call of it is refused.
+unpickler, which calls only what rebuilds tensors. Trainers leave names of their own classes beside
+the weights, as keys: a name is harmless, and stands for nothing here; a call of it is refused.
 """
 
 from __future__ import annotations

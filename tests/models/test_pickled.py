@@ -134,10 +134,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingComponentError, match="no such file"):
         read_tensors(path)
     path.write_text("<html>not found</html>")
-    with pytest.raises(CheckpointError, match="torch.save did not write it"):
+    with pytest.raises(CheckpointError, match="did not write it"):
         read_tensors(path)
     path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="torch.save did not write it"):
+    with pytest.raises(CheckpointError, match="did not write it"):
         read_tensors(path)
     torch.save(torch.ones(3), path)
     with pytest.raises(CheckpointError, match="a dictionary of tensors, got Tensor"):

@@ -93,9 +93,7 @@ def kaiser_filter() -> Tensor:
     return taps / taps.sum()
 
 
-def _block(
-    w: dict[str, Tensor], name: str, config: BigVGANConfig, which: int, x: Tensor
-) -> Tensor:
+def _block(w: dict[str, Tensor], name: str, config: BigVGANConfig, which: int, x: Tensor) -> Tensor:
     kernel = config.resblock_kernel_sizes[which]
     for j, dilation in enumerate(config.resblock_dilation_sizes[which]):
         first = f"{name}.convs1.{j}" if config.resblock == "1" else f"{name}.convs.{j}"

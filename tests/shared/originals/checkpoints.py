@@ -1,6 +1,6 @@
 """Files of the published layouts with random weights, at tiny and at real sizes.
 
-    PYTHONPATH=tests/shared python -m originals make-an-audio FOLDER     writes one at real size
+PYTHONPATH=tests/shared python -m originals make-an-audio FOLDER     writes one at real size
 """
 
 from __future__ import annotations

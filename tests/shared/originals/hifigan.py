@@ -1,4 +1,4 @@
-"""AudioLDM's HiFi-GAN in plain torch, from its published config; weight norm is removed in files."""
+"""AudioLDM's HiFi-GAN in plain torch, from its published config, without weight norm."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def forward(w: dict[str, Tensor], config: HifiGanConfig, mel: Tensor) -> Tensor:
         outputs = [_block(w, f"resblocks.{i * count + j}", config, x) for j in range(count)]
         x = torch.stack(outputs).mean(dim=0)
     x = functional.leaky_relu(x, 0.01)
-    return torch.tanh(
-        functional.conv1d(x, w["conv_post.weight"], w["conv_post.bias"], padding=3)
-    )[:, 0]
+    return torch.tanh(functional.conv1d(x, w["conv_post.weight"], w["conv_post.bias"], padding=3))[
+        :, 0
+    ]
 
 
 def _block(w: dict[str, Tensor], name: str, config: HifiGanConfig, x: Tensor) -> Tensor:

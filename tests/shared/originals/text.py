@@ -95,7 +95,7 @@ def clap_tokens(w: dict[str, Tensor], config: BertConfig, ids: Tensor) -> Tensor
 
 
 def clap_text_shapes(config: BertConfig, projected: int) -> Shapes:
-    """Name to shape below `cond_stage_model.model.`, with a few of those that are not the text's."""
+    """Name to shape below `cond_stage_model.model.`, with a few that are not the text's."""
     found = {f"text_branch.{name}": shape for name, shape in bert_shapes(config).items()}
     found |= _linear("text_projection.0", config.width, projected)
     found |= _linear("text_projection.2", projected, projected)

@@ -1,7 +1,7 @@
 """The UNet of the latent-diffusion code in plain torch, from its published configs.
 
-Independent of the package and of diffusers: names and shapes of a checkpoint, and its forward, which
-reads the tensors by those names.
+Independent of the package and of diffusers: names and shapes of a checkpoint, and its forward,
+which reads the tensors by those names.
 """
 
 from __future__ import annotations
@@ -191,7 +191,9 @@ def _spatial_transformer(
         normed = _layer_norm(w, f"{block}.norm1", h)
         h = h + _attention(w, f"{block}.attn1", normed, normed, heads)
         normed = _layer_norm(w, f"{block}.norm2", h)
-        h = h + _attention(w, f"{block}.attn2", normed, normed if context is None else context, heads)
+        h = h + _attention(
+            w, f"{block}.attn2", normed, normed if context is None else context, heads
+        )
         gated = _lin(w, f"{block}.ff.net.0.proj", _layer_norm(w, f"{block}.norm3", h))
         value, gate = gated.chunk(2, dim=-1)
         h = h + _lin(w, f"{block}.ff.net.2", value * functional.gelu(gate))

@@ -1,4 +1,4 @@
-"""Random weights for the names and shapes of a checkpoint, scaled so that a deep model stays tame."""
+"""Random weights for names and shapes of a checkpoint, scaled so that a deep model stays tame."""
 
 from __future__ import annotations
 
