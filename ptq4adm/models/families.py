@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ptq4adm.errors import MissingComponentError, UnsupportedModelError
 from ptq4adm.models.adapter import PipelineAdapter
 from ptq4adm.models.audioldm import AudioLDM
 from ptq4adm.models.components import COMPONENTS, INDEX_FILE, read_index
-from ptq4adm.models.pipeline import TextToAudioPipeline
+from ptq4adm.models.pipeline import TextToAudioPipeline, check_device
 from ptq4adm.models.unet2d import UNet2DAdapter
 from ptq4adm.protocols import DenoiserAdapter
 
@@ -53,6 +54,48 @@ def find_adapter(pipe: Any) -> DenoiserAdapter:
     )
 
 
+@dataclass(frozen=True)
+class Recognized:
+    """What a path on disk is.
+
+    Attributes:
+        path: a folder or file.
+        pipeline_class: the family's pipeline.
+        is_original: whether it is in the family's own published layout, not in diffusers'.
+    """
+
+    path: Path
+    pipeline_class: type[TextToAudioPipeline]
+    is_original: bool
+
+    def __str__(self) -> str:
+        layout = "the original layout" if self.is_original else "diffusers' layout"
+        return f"{self.path}: {self.pipeline_class.family} in {layout}"
+
+
+def recognize(path: str | Path) -> Recognized:
+    """Find the family of a model on disk; nothing but its index is read.
+
+    Raises:
+        MissingComponentError: if there is nothing, or no file that says what it is.
+        CheckpointError: if the index is broken.
+        UnsupportedModelError: if it is of no family that is known.
+    """
+    path = Path(path)
+    if not (path / INDEX_FILE).is_file():
+        for family in FAMILIES:
+            if family.is_original(path):
+                return Recognized(path, family, is_original=True)
+    name = read_index(path).get("_class_name")
+    for family in FAMILIES:
+        if family.index_class == name:
+            return Recognized(path, family, is_original=False)
+    raise UnsupportedModelError(
+        f"{path / INDEX_FILE}: a {name!r} is of no family that is known here; expected one of "
+        f"{', '.join(family.index_class for family in FAMILIES)}"
+    )
+
+
 def load_pipeline(
     path: str | Path,
     *,
@@ -60,17 +103,13 @@ def load_pipeline(
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
 ) -> TextToAudioPipeline:
-    """Read a pipeline folder of any family; see `ptq4adm.load_pipeline`."""
-    folder = Path(path)
-    name = read_index(folder).get("_class_name")
-    for family in FAMILIES:
-        if family.index_class == name:
-            logger.info("%s: %s, in diffusers' layout", folder, family.family)
-            return family.from_folder(folder, device=device, dtype=dtype, backend=backend)
-    raise UnsupportedModelError(
-        f"{folder / INDEX_FILE}: a {name!r} is of no family that is known here; expected one of "
-        f"{', '.join(family.index_class for family in FAMILIES)}"
-    )
+    """Read a pipeline of any family; see `ptq4adm.load_pipeline`."""
+    check_device(device)
+    found = recognize(path)
+    logger.info("%s", found)
+    if found.is_original:
+        return found.pipeline_class.from_original(found.path, dtype=dtype).to(device)
+    return found.pipeline_class.from_folder(found.path, device=device, dtype=dtype, backend=backend)
 
 
 def _is_unet(module: Any) -> bool:
