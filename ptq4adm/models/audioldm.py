@@ -10,8 +10,11 @@ from torch import nn
 from torch.nn import functional
 
 from ptq4adm.errors import ConfigError
+from ptq4adm.models.audioldm_files import load_parts
 from ptq4adm.models.conditioning import Conditioning
-from ptq4adm.models.pipeline import TextToAudioPipeline, check_device
+from ptq4adm.models.openai_unet import PREFIX as UNET_PREFIX
+from ptq4adm.models.original import checkpoint_names
+from ptq4adm.models.pipeline import TextToAudioPipeline
 from ptq4adm.protocols import SamplingDefaults
 
 _DEFAULTS = SamplingDefaults(steps=25, guidance=2.5)
@@ -41,11 +44,15 @@ class AudioLDM(TextToAudioPipeline):
     family_defaults = _DEFAULTS
 
     @classmethod
+    def is_original(cls, path: Path) -> bool:
+        """Whether a .ckpt file, or the only one of a folder, has a UNet with a text vector."""
+        return f"{UNET_PREFIX}film_emb.weight" in checkpoint_names(path)
+
+    @classmethod
     def from_original(
         cls,
         path: str | Path,
         *,
-        device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         tokenizer: str | Path | None = None,
         heads: str = "diffusers",
@@ -55,7 +62,6 @@ class AudioLDM(TextToAudioPipeline):
 
         Args:
             path: the file.
-            device: where the modules go.
             dtype: of the modules.
             tokenizer: folder of roberta-base's tokenizer; None for the one beside the file.
             heads: "diffusers" for 8 attention heads at every level, as diffusers' conversion has
@@ -66,13 +72,9 @@ class AudioLDM(TextToAudioPipeline):
             ConfigError: if `heads` is unknown.
             MissingComponentError: if a file is missing.
             CheckpointError: if a file is broken, or of another model; see its children.
-            BackendUnavailableError: if there is no such device here.
         """
-        from ptq4adm.models.audioldm_files import load_parts
-
-        check_device(device)
         parts = load_parts(path, tokenizer=tokenizer, heads=heads, ema=ema, dtype=dtype)
-        return cls(**parts, defaults=_ORIGINAL_DEFAULTS).to(device)
+        return cls(**parts, defaults=_ORIGINAL_DEFAULTS)
 
     def _encode(self, texts: list[str]) -> Conditioning:
         """`class_labels` [B, D]: text vectors, each of unit length."""

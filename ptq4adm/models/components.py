@@ -24,9 +24,10 @@ INDEX_FILE = "model_index.json"
 STEPS_ENTRY, GUIDANCE_ENTRY = "_default_steps", "_default_guidance_scale"
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "vocoder")
 # classes are looked up by name in these libraries only: a model folder cannot name code to run
-_LIBRARIES = ("diffusers", "transformers", "ptq4adm")
-# and these classes are all that the last one has
-_OWN_CLASSES = {
+_LIBRARIES = ("diffusers", "transformers")
+_OWN_LIBRARY = "ptq4adm"
+# class of this package to its module; each has from_pretrained and save_pretrained as diffusers' do
+OWN_CLASSES = {
     "BigVGAN": "ptq4adm.models.bigvgan",
     "ClapTokenEncoder": "ptq4adm.models.clap_tokens",
 }
@@ -207,13 +208,15 @@ def _quiet_libraries() -> Iterator[None]:
 
 def _resolve_class(folder: Path, name: str, entry: list[str]) -> Any:
     library, class_name = entry
-    if library not in _LIBRARIES:
+    if library not in (*_LIBRARIES, _OWN_LIBRARY):
         raise CheckpointError(
             f"{folder / INDEX_FILE}: {name!r} comes from {library!r}; supported are "
-            f"{', '.join(_LIBRARIES)}"
+            f"{', '.join(_LIBRARIES)} and {_OWN_LIBRARY}"
         )
-    module = _OWN_CLASSES.get(class_name) if library == "ptq4adm" else library
-    cls = None if module is None else getattr(importlib.import_module(module), class_name, None)
+    home = library
+    if library == _OWN_LIBRARY:
+        home = OWN_CLASSES.get(class_name, _OWN_LIBRARY)
+    cls = getattr(importlib.import_module(home), class_name, None)
     if not isinstance(cls, type) or not hasattr(cls, "from_pretrained"):
         raise CheckpointError(
             f"{folder / INDEX_FILE}: {name!r} is a {library}.{class_name}, which the installed "

@@ -6,25 +6,19 @@ import inspect
 import logging
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ptq4adm.errors import (
-    CheckpointError,
-    ConfigError,
-    MissingComponentError,
-    UnsupportedModelError,
-)
-from ptq4adm.models import make_an_audio_files, openai_unet
+from ptq4adm.errors import ConfigError, MissingComponentError, UnsupportedModelError
 from ptq4adm.models.adapter import PipelineAdapter
 from ptq4adm.models.audioldm import AudioLDM
 from ptq4adm.models.components import COMPONENTS, INDEX_FILE, read_index
 from ptq4adm.models.make_an_audio import MakeAnAudio
-from ptq4adm.models.original import STATE_ENTRY, find_checkpoint, has_checkpoint
-from ptq4adm.models.pickled import few, read_tensors
-from ptq4adm.models.pipeline import TextToAudioPipeline
+from ptq4adm.models.original import has_checkpoint
+from ptq4adm.models.pipeline import TextToAudioPipeline, check_device
 from ptq4adm.models.unet2d import UNet2DAdapter
 from ptq4adm.protocols import DenoiserAdapter
 
@@ -64,6 +58,53 @@ def find_adapter(pipe: Any) -> DenoiserAdapter:
     )
 
 
+@dataclass(frozen=True)
+class Recognized:
+    """What a path on disk is.
+
+    Attributes:
+        path: a folder or file.
+        pipeline_class: the family's pipeline.
+        is_original: whether it is in the family's own published layout, not in diffusers'.
+    """
+
+    path: Path
+    pipeline_class: type[TextToAudioPipeline]
+    is_original: bool
+
+    def __str__(self) -> str:
+        layout = "the original layout" if self.is_original else "diffusers' layout"
+        return f"{self.path}: {self.pipeline_class.family} in {layout}"
+
+
+def recognize(path: str | Path) -> Recognized:
+    """Find the family of a model on disk, by its index or by the names of its tensors.
+
+    Raises:
+        MissingComponentError: if there is nothing, or no file that says what it is.
+        CheckpointError: if the index or the checkpoint is broken; see its children.
+        UnsupportedModelError: if it is of no family that is known.
+    """
+    path = Path(path)
+    if not (path / INDEX_FILE).is_file():
+        for family in FAMILIES:
+            if family.is_original(path):
+                return Recognized(path, family, is_original=True)
+        if path.is_file() or has_checkpoint(path):
+            raise UnsupportedModelError(
+                f"{path}: the original layout of no family that is known here; expected one of "
+                f"{', '.join(family.family for family in FAMILIES)}"
+            )
+    name = read_index(path).get("_class_name")
+    for family in FAMILIES:
+        if family.index_class == name:
+            return Recognized(path, family, is_original=False)
+    raise UnsupportedModelError(
+        f"{path / INDEX_FILE}: a {name!r} is of no family that is known here; expected one of "
+        f"{', '.join(family.index_class for family in FAMILIES)}"
+    )
+
+
 def load_pipeline(
     path: str | Path,
     *,
@@ -73,54 +114,23 @@ def load_pipeline(
     **original: Any,
 ) -> TextToAudioPipeline:
     """Read a pipeline of any family; see `ptq4adm.load_pipeline`."""
-    path = Path(path)
-    family = _original_family(path)
-    if family is not None:
-        logger.info("%s: %s, in its original layout", path, family.family)
-        _check_options(family, original)
-        return family.from_original(path, device=device, dtype=dtype, **original)
-    name = read_index(path).get("_class_name")
-    if original:
-        raise ConfigError(
-            f"{', '.join(original)}: only for files in their original layout; {path} is a folder "
-            "in diffusers' layout, which says it itself"
-        )
-    for family in FAMILIES:
-        if family.index_class == name:
-            logger.info("%s: %s, in diffusers' layout", path, family.family)
-            return family.from_folder(path, device=device, dtype=dtype, backend=backend)
-    raise UnsupportedModelError(
-        f"{path / INDEX_FILE}: a {name!r} is of no family that is known here; expected one of "
-        f"{', '.join(family.index_class for family in FAMILIES)}"
-    )
+    check_device(device)
+    found = recognize(path)
+    logger.info("%s", found)
+    _check_options(found, original)
+    if found.is_original:
+        load = found.pipeline_class.from_original
+        return load(found.path, dtype=dtype, **original).to(device)
+    return found.pipeline_class.from_folder(found.path, device=device, dtype=dtype, backend=backend)
 
 
-def _original_family(path: Path) -> Any:
-    """The family whose own files these are; None if it is a folder in diffusers' layout, or none.
-
-    Raises:
-        CheckpointError: if a checkpoint is broken, or of no family that is known.
-    """
-    if (path / INDEX_FILE).is_file() or not (path.is_file() or has_checkpoint(path)):
-        return None
-    checkpoint = find_checkpoint(path)
-    names = read_tensors(checkpoint, STATE_ENTRY).keys()
-    if any(name.startswith(make_an_audio_files.TEXT_PREFIX) for name in names):
-        return MakeAnAudio
-    if f"{openai_unet.PREFIX}film_emb.weight" in names:
-        return AudioLDM
-    raise CheckpointError(
-        f"{checkpoint}: is no checkpoint of a known family: it holds {few(names)}; expected "
-        "Make-An-Audio's or AudioLDM's original layout"
-    )
-
-
-def _check_options(family: Any, options: Mapping[str, Any]) -> None:
-    known = inspect.signature(family.from_original).parameters
-    unknown = [name for name in options if name not in known]
+def _check_options(found: Recognized, options: Mapping[str, Any]) -> None:
+    """Refuse what the files at hand do not need to be told."""
+    known = inspect.signature(found.pipeline_class.from_original).parameters
+    unknown = [name for name in options if not found.is_original or name not in known]
     if unknown:
         raise ConfigError(
-            f"{', '.join(unknown)}: unknown for the original layout of {family.family}"
+            f"{', '.join(unknown)}: not for {found}; leave it out, or give the original files"
         )
 
 

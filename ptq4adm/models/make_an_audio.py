@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ptq4adm.errors import ConfigError
 from ptq4adm.models.conditioning import Conditioning
-from ptq4adm.models.pipeline import TextToAudioPipeline, check_device
+from ptq4adm.models.make_an_audio_files import TEXT_PREFIX, load_parts
+from ptq4adm.models.original import checkpoint_names
+from ptq4adm.models.pipeline import TextToAudioPipeline
 from ptq4adm.protocols import SamplingDefaults
 
 _DEFAULTS = SamplingDefaults(steps=100, guidance=3.0)
@@ -35,11 +37,15 @@ class MakeAnAudio(TextToAudioPipeline):
     family_defaults = _DEFAULTS
 
     @classmethod
+    def is_original(cls, path: Path) -> bool:
+        """Whether a .ckpt file, or the only one of a folder, has this family's text encoder."""
+        return any(name.startswith(TEXT_PREFIX) for name in checkpoint_names(path))
+
+    @classmethod
     def from_original(
         cls,
         path: str | Path,
         *,
-        device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         tokenizer: str | Path | None = None,
     ) -> MakeAnAudio:
@@ -47,19 +53,14 @@ class MakeAnAudio(TextToAudioPipeline):
 
         Args:
             path: the folder, or its .ckpt file.
-            device: where the modules go.
             dtype: of the modules.
             tokenizer: folder of bert-base-uncased's tokenizer; None for the one in the folder.
 
         Raises:
             MissingComponentError: if a file is missing.
             CheckpointError: if a file is broken, or they contradict each other; see its children.
-            BackendUnavailableError: if there is no such device here.
         """
-        from ptq4adm.models.make_an_audio_files import load_parts
-
-        check_device(device)
-        return cls(**load_parts(path, tokenizer=tokenizer, dtype=dtype)).to(device)
+        return cls(**load_parts(path, tokenizer=tokenizer, dtype=dtype))
 
     @property
     def seconds(self) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ptq4adm.errors import CheckpointError, MissingComponentError
-from ptq4adm.models.pickled import few
+from ptq4adm.models.pickled import few, read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -35,17 +35,17 @@ _SCHEDULE = (
     "sqrt_recipm1_alphas_cumprod",
 )
 STATE_ENTRY = "state_dict"  # of a checkpoint: beside it is what training needs to go on
-_CHECKPOINTS = (".ckpt", ".safetensors")
+_SUFFIX = ".ckpt"
 _BETA_TOLERANCE = 1e-4  # relative
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds a checkpoint file itself."""
+    """Whether a folder holds a .ckpt file itself."""
     return folder.is_dir() and bool(_checkpoints(folder))
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint file of a folder, or the file itself.
+    """The .ckpt file of a folder, or the file itself.
 
     Raises:
         MissingComponentError: if there is none.
@@ -55,15 +55,26 @@ def find_checkpoint(path: Path) -> Path:
         return path
     found = _checkpoints(path)
     if not found:
-        raise MissingComponentError(f"{path}: no {' or '.join(_CHECKPOINTS)} file; copy it there")
+        raise MissingComponentError(f"{path}: no {_SUFFIX} file; copy it there, or name the file")
     if len(found) > 1:
         names = ", ".join(p.name for p in found)
         raise CheckpointError(f"{path}: holds {names}; name the file that is meant")
     return found[0]
 
 
+def checkpoint_names(path: Path) -> frozenset[str]:
+    """Names of all tensors of a checkpoint file, or of the only one of a folder; {} without one.
+
+    Raises:
+        CheckpointError: if it is broken, or there are several; see its children.
+    """
+    if not (path.is_file() or has_checkpoint(path)):
+        return frozenset()
+    return frozenset(read_tensors(find_checkpoint(path), STATE_ENTRY))
+
+
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix in _CHECKPOINTS and p.is_file())
+    return sorted(p for p in folder.iterdir() if p.suffix == _SUFFIX and p.is_file())
 
 
 def note_unknown(tensors: Mapping[str, Tensor], known: Sequence[str], source: str) -> None:

@@ -81,6 +81,27 @@ class TextToAudioPipeline(ABC):
 
     # --- what a family says ---------------------------------------------------------------------
 
+    @classmethod
+    def is_original(cls, path: Path) -> bool:  # noqa: ARG003 - a family without one needs no path
+        """Whether a folder or file is a model in the layout that the family was published in."""
+        return False
+
+    @classmethod
+    def from_original(
+        cls: type[Self],
+        path: Path,
+        *,
+        dtype: torch.dtype = torch.float32,  # noqa: ARG003
+    ) -> Self:
+        """Load what `is_original` recognised, onto the CPU.
+
+        Raises:
+            UnsupportedModelError: if the family has no layout of its own.
+        """
+        raise UnsupportedModelError(
+            f"{path}: {cls.__name__} has no layout but diffusers'; give a folder with {INDEX_FILE}"
+        )
+
     @abstractmethod
     def _encode(self, texts: list[str]) -> Conditioning:
         """Conditioning of checked prompts."""
