@@ -26,8 +26,7 @@ _TEXT_RULES = tuple(
 class PipelineAdapter(UNet2DAdapter):
     """Pipelines of one family, of this package or with the same components as attributes.
 
-    Beside the rules of every UNet, keys and values of a text are weight-only. A family with rules of
-    its own makes a subclass.
+    Beside the rules of every UNet, keys and values of a text are weight-only.
 
     Args:
         pipeline_class: the family's pipeline.
