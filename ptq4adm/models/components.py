@@ -27,7 +27,10 @@ COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "vocoder"
 _LIBRARIES = ("diffusers", "transformers")
 _OWN_LIBRARY = "ptq4adm"
 # class of this package to its module; each has from_pretrained and save_pretrained as diffusers' do
-OWN_CLASSES: dict[str, str] = {}
+OWN_CLASSES = {
+    "BigVGAN": "ptq4adm.models.bigvgan",
+    "ClapTokenEncoder": "ptq4adm.models.clap_tokens",
+}
 _WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.bin")
 
 
@@ -127,7 +130,7 @@ def load_component(folder: Path, name: str, entry: list[str], dtype: torch.dtype
     from safetensors import SafetensorError
 
     # diffusers' other way of loading needs accelerate, and warns at every load without it
-    options = {"low_cpu_mem_usage": False} if entry[0] == "diffusers" else {}
+    options = {} if entry[0] == "transformers" else {"low_cpu_mem_usage": False}
     try:
         with _quiet_libraries():
             module, info = cls.from_pretrained(

@@ -314,7 +314,7 @@ class TextToAudioPipeline(ABC):
         """Make one clip a prompt; arguments as in `denoise`.
 
         Returns:
-            Waveform float32 [B, S] on the CPU, cut to `seconds`.
+            Waveform float32 [B, S] on the CPU, cut to `seconds`, or filled up with silence.
         """
         latents = self.denoise(
             self.encode_prompts(prompts),
@@ -325,7 +325,9 @@ class TextToAudioPipeline(ABC):
             callback=callback,
         )
         length = self.seconds if seconds is None else seconds
-        return self.decode(latents)[:, : round(length * self.sampling_rate)]
+        samples = round(length * self.sampling_rate)
+        waveform = self.decode(latents)[:, :samples]
+        return nn.functional.pad(waveform, (0, samples - waveform.shape[1]))
 
     def save_components(self, folder: str | Path, *, skip: Sequence[str] = ()) -> None:
         """Write every component but `skip`, and the index."""
