@@ -30,6 +30,7 @@ from ptq4adm.models import latent_vae, openai_unet
 from ptq4adm.models.assign import build
 from ptq4adm.models.original import (
     STATE_ENTRY,
+    check_vocabulary,
     find_checkpoint,
     fold_norms,
     load_tokenizer,
@@ -89,13 +90,14 @@ def load_parts(
         raise ConfigError(f"heads = {heads!r}: expected {' or '.join(map(repr, HEADS))}")
     path = find_checkpoint(Path(path))
     source = str(path)
-    places = [path.parent / TOKENIZER] if tokenizer is None else [Path(tokenizer)]
-    tokens = load_tokenizer(places, TOKENIZER)
+    place = path.parent / TOKENIZER if tokenizer is None else Path(tokenizer)
+    tokens = load_tokenizer("RobertaTokenizerFast", place, TOKENIZER)
     tensors = read_tensors(path, STATE_ENTRY)
     note_unknown(
         tensors, ("model.", "model_ema.", "first_stage_model.", "cond_stage_model."), source
     )
     text_encoder = load_text_encoder(take(tensors, TEXT_PREFIX), source, dtype=dtype)
+    check_vocabulary(tokens, text_encoder.config.vocab_size, source)
     # RoBERTa counts positions from behind the id of its padding
     longest = text_encoder.config.max_position_embeddings - 2
     tokens.model_max_length = min(tokens.model_max_length, longest)

@@ -25,6 +25,7 @@ from ptq4adm.models.assign import build
 from ptq4adm.models.openai_config import check_config
 from ptq4adm.models.original import (
     STATE_ENTRY,
+    check_vocabulary,
     find_checkpoint,
     load_tokenizer,
     make_positions,
@@ -69,8 +70,8 @@ def load_parts(
 
     checkpoint = find_checkpoint(Path(path))
     folder, source = checkpoint.parent, str(checkpoint)
-    places = [folder / TOKENIZER] if tokenizer is None else [Path(tokenizer)]
-    tokens = load_tokenizer(places, TOKENIZER)
+    place = folder / TOKENIZER if tokenizer is None else Path(tokenizer)
+    tokens = load_tokenizer("BertTokenizerFast", place, TOKENIZER)
     vocoder = load_bigvgan(folder / VOCODER_FOLDER, dtype=dtype)
     tensors = read_tensors(checkpoint, STATE_ENTRY)
     note_unknown(
@@ -80,10 +81,12 @@ def load_parts(
         take(tensors, latent_vae.PREFIX), read_scale_factor(tensors, source), source, dtype=dtype
     )
     _check_mel(vae, vocoder, source)
+    text_encoder = load_text_encoder(take(tensors, TEXT_PREFIX), source, dtype=dtype)
+    check_vocabulary(tokens, text_encoder.config.vocab_size, source)
     return {
         "unet": _load_unet(tensors, folder, source, dtype),
         "vae": vae,
-        "text_encoder": load_text_encoder(take(tensors, TEXT_PREFIX), source, dtype=dtype),
+        "text_encoder": text_encoder,
         "tokenizer": tokens,
         "scheduler": make_scheduler(tensors, *BETAS, source),
         "vocoder": vocoder,
@@ -92,7 +95,7 @@ def load_parts(
 
 def load_text_encoder(
     tensors: Mapping[str, Tensor], source: str, *, dtype: torch.dtype = torch.float32
-) -> nn.Module:
+) -> Any:
     """BERT and its projection as a `ClapTokenEncoder`.
 
     Args:

@@ -36,6 +36,8 @@ _SCHEDULE = (
 )
 STATE_ENTRY = "state_dict"  # of a checkpoint: beside it is what training needs to go on
 _SUFFIX = ".ckpt"
+# a tokenizer has one of them
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 _BETA_TOLERANCE = 1e-4  # relative
 
 
@@ -217,28 +219,45 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_tokenizer(folders: Sequence[Path], what: str) -> Any:
-    """Load the tokenizer from the first of several folders that is there.
+def load_tokenizer(class_name: str, folder: Path, what: str) -> Any:
+    """Load a tokenizer.
 
     Args:
-        folders: where it may be.
+        class_name: its class in transformers: small folders do not say it.
+        folder: where its files are.
         what: its public name, for messages.
 
     Raises:
-        MissingComponentError: if none of them is there.
+        MissingComponentError: if its files are not there.
         CheckpointError: if it cannot be loaded.
     """
-    from transformers import AutoTokenizer
+    import transformers
 
-    folder = next((folder for folder in folders if folder.is_dir()), None)
-    if folder is None:
-        places = " or ".join(str(folder) for folder in folders)
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
         raise MissingComponentError(
-            f"no tokenizer in {places}; download {what} into one of them, or name its folder "
-            "(tokenizer=, --tokenizer)"
+            f"{folder}: no tokenizer ({', '.join(_VOCABULARIES)}); download {what} into this "
+            "folder, or name another (tokenizer=, --tokenizer)"
         )
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return getattr(transformers, class_name).from_pretrained(folder, local_files_only=True)
     # by its class, and by what is broken, a tokenizer raises any of these
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}: cannot load the tokenizer ({error})") from error
+
+
+def check_vocabulary(tokenizer: Any, size: int, source: str) -> None:
+    """Refuse a tokenizer of another text encoder.
+
+    Args:
+        tokenizer: any.
+        size: tokens that the text encoder knows.
+        source: file of the text encoder, for messages.
+
+    Raises:
+        CheckpointError: if there are tokens that the text encoder does not know.
+    """
+    if len(tokenizer) > size:
+        raise CheckpointError(
+            f"{source}: its text encoder knows {size} tokens, the tokenizer has {len(tokenizer)}; "
+            "it is another model's"
+        )

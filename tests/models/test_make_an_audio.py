@@ -276,13 +276,24 @@ def test_a_config_beside_the_weights_is_compared(copy: Path) -> None:
 
 def test_a_tokenizer_may_be_elsewhere(copy: Path, tmp_path: Path) -> None:
     (copy / "bert-base-uncased").rename(tmp_path / "tokens")
-    with pytest.raises(MissingComponentError, match=r"no tokenizer in .*bert-base-uncased"):
+    with pytest.raises(MissingComponentError, match=r"no tokenizer .*bert-base-uncased"):
         ptq4adm.load_pipeline(copy)
     pipe = ptq4adm.load_pipeline(copy, tokenizer=tmp_path / "tokens")
     assert pipe.encode_prompts("rain").batch == 1
-    (tmp_path / "empty").mkdir()
+    # the vocabulary alone says all: the published folder has little more
+    letters = [chr(ord("a") + i) for i in range(26)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters)]
+    shutil.rmtree(tmp_path / "tokens")
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "vocab.txt").write_text("\n".join(words))
+    again = ptq4adm.load_pipeline(copy, tokenizer=tmp_path / "tokens")
+    assert again.tokenizer(PROMPTS).input_ids == pipe.tokenizer(PROMPTS).input_ids
+    (tmp_path / "tokens" / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot load the tokenizer"):
-        ptq4adm.load_pipeline(copy, tokenizer=tmp_path / "empty")
+        ptq4adm.load_pipeline(copy, tokenizer=tmp_path / "tokens")
+    checkpoints.write_roberta_tokenizer(tmp_path / "other", 300)
+    with pytest.raises(CheckpointError, match=r"knows 64 tokens, the tokenizer has \d+"):
+        ptq4adm.load_pipeline(copy, tokenizer=tmp_path / "other")
 
 
 @pytest.mark.parametrize(
