@@ -93,9 +93,7 @@ def load_parts(
     place = path.parent / TOKENIZER if tokenizer is None else Path(tokenizer)
     tokens = load_tokenizer("RobertaTokenizerFast", place, TOKENIZER)
     tensors = read_tensors(path, STATE_ENTRY)
-    note_unknown(
-        tensors, ("model.", "model_ema.", "first_stage_model.", "cond_stage_model."), source
-    )
+    note_unknown(tensors, (latent_vae.PREFIX, TEXT_PREFIX), source)
     text_encoder = load_text_encoder(take(tensors, TEXT_PREFIX), source, dtype=dtype)
     check_vocabulary(tokens, text_encoder.config.vocab_size, source)
     # RoBERTa counts positions from behind the id of its padding

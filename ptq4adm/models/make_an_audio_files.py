@@ -74,9 +74,7 @@ def load_parts(
     tokens = load_tokenizer("BertTokenizerFast", place, TOKENIZER)
     vocoder = load_bigvgan(folder / VOCODER_FOLDER, dtype=dtype)
     tensors = read_tensors(checkpoint, STATE_ENTRY)
-    note_unknown(
-        tensors, ("model.", "model_ema.", "first_stage_model.", "cond_stage_model."), source
-    )
+    note_unknown(tensors, (latent_vae.PREFIX, TEXT_PREFIX), source)
     vae = latent_vae.load_vae(
         take(tensors, latent_vae.PREFIX), read_scale_factor(tensors, source), source, dtype=dtype
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ptq4adm.errors import CheckpointError, MissingComponentError
+from ptq4adm.models import openai_unet
 from ptq4adm.models.pickled import few, read_tensors
 
 logger = logging.getLogger(__name__)
@@ -84,10 +85,10 @@ def note_unknown(tensors: Mapping[str, Tensor], known: Sequence[str], source: st
 
     Args:
         tensors: the whole state dict.
-        known: prefixes of the parts.
+        known: prefixes of the parts beside the UNet.
         source: the file, for messages.
     """
-    parts = tuple(known)
+    parts = (openai_unet.PREFIX, openai_unet.EMA_PREFIX, *known)
     unknown = [n for n in tensors if not n.startswith(parts) and n not in _SCHEDULE]
     if unknown:
         logger.warning("%s: %d tensors are not used: %s", source, len(unknown), few(unknown))
