@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ptq4adm.calibration import Calibration
     from ptq4adm.config import QuantConfig, Scheme
     from ptq4adm.errors import Ptq4admError
+    from ptq4adm.floating import use_float_where_faster
     from ptq4adm.models import shipped_pipeline_path
     from ptq4adm.models.pipeline import TextToAudioPipeline
     from ptq4adm.nn import W4A8Conv2d, W4A8Linear, W8A8Conv2d, W8A8Linear
@@ -44,6 +45,7 @@ _HOME = {
     "plan": "ptq4adm.quantization",
     "quantize": "ptq4adm.quantization",
     "save_pipeline": "ptq4adm.quantization",
+    "use_float_where_faster": "ptq4adm.floating",
 }
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "quantize",
     "save_pipeline",
     "shipped_pipeline_path",
+    "use_float_where_faster",
 ]
 
 

@@ -58,6 +58,10 @@ class BackendUnavailableError(Ptq4admError, RuntimeError):
     """The named backend exists but cannot run here, or lacks this operation."""
 
 
+class DispatchTableError(Ptq4admError, ValueError):
+    """A table of measured times cannot be read, or is another device's."""
+
+
 # --- calibration --------------------------------------------------------------------------------
 
 

@@ -16,13 +16,15 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors"},
     "packing.layout": {"errors"},
     "kernels": {"errors"},
-    "ops": {"errors", "packing.layout", "kernels", "_cpu", "_cuda"},
+    "dispatch": {"errors"},
+    "ops": {"errors", "packing.layout", "kernels", "dispatch", "_cpu", "_cuda"},
     "quant": {"errors", "config", "packing.layout", "ops"},
     "calibration": {"errors", "protocols", "config", "quant"},
-    "nn": {"errors", "config", "quant", "packing.layout", "ops"},
+    "nn": {"errors", "config", "quant", "packing.layout", "dispatch", "ops"},
     "packing.checkpoint": {"errors", "config", "nn", "packing.layout"},
     "packing": {"packing.layout"},
     "models": {"errors", "protocols", "config", "nn", "packing.layout", "packing.checkpoint"},
+    "floating": {"dispatch", "nn", "models"},
     "quantization": {
         "errors", "protocols", "config", "packing.layout", "packing.checkpoint", "quant",
         "calibration", "nn", "ops", "models",
@@ -31,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "assets": set(),
     "bench": {
         "errors", "protocols", "config", "packing.layout", "quant", "calibration", "nn", "ops",
-        "models", "quantization", "kernels",
+        "models", "quantization", "kernels", "dispatch",
     },
 }  # fmt: skip
 # the top of the house may import every room below it

@@ -13,7 +13,7 @@ from ptq4adm.models.conditioning import Conditioning
 from ptq4adm.models.families import find_adapter
 from ptq4adm.models.make_an_audio import MakeAnAudio, make_an_audio_unet
 from ptq4adm.models.pipeline import TextToAudioPipeline
-from ptq4adm.models.tango import tango_unet
+from ptq4adm.models.tango import Tango, tango_unet
 from ptq4adm.models.unet2d import UNet2DAdapter
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Conditioning",
     "MakeAnAudio",
     "PipelineAdapter",
+    "Tango",
     "TextToAudioPipeline",
     "UNet2DAdapter",
     "find_adapter",

@@ -163,13 +163,18 @@ def load_text_encoder(
 
 
 def load_vocoder(
-    tensors: Mapping[str, Tensor], source: str, *, dtype: torch.dtype = torch.float32
+    tensors: Mapping[str, Tensor],
+    source: str,
+    *,
+    prefix: str = VOCODER_PREFIX,
+    dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """The HiFi-GAN as a `SpeechT5HifiGan`.
 
     Args:
-        tensors: those below `VOCODER_PREFIX`, without it.
+        tensors: those below `prefix`, without it.
         source: the file, for messages.
+        prefix: of the names in the file, for messages.
         dtype: of the weights.
 
     Raises:
@@ -182,7 +187,7 @@ def load_vocoder(
     ups = [own.get(f"ups.{i}.weight") for i in range(len(_UPSAMPLE_RATES))]
     if first is None or any(up is None for up in ups):
         raise CheckpointError(
-            f"{source}: its {VOCODER_PREFIX} is not the HiFi-GAN of AudioLDM, with "
+            f"{source}: its {prefix} is not the HiFi-GAN of AudioLDM, with "
             f"{len(_UPSAMPLE_RATES)} levels; it is another model, or was saved without a vocoder"
         )
     blocks = (own.get(f"resblocks.{i}.convs1.0.weight") for i in range(len(_DILATIONS)))
@@ -200,10 +205,10 @@ def load_vocoder(
     own |= {"mean": torch.zeros(first.shape[1]), "scale": torch.ones(first.shape[1])}
     vocoder: nn.Module = build(
         lambda: SpeechT5HifiGan(config),
-        {VOCODER_PREFIX + name: tensor for name, tensor in own.items()},
+        {prefix + name: tensor for name, tensor in own.items()},
         source,
         dtype=dtype,
-        file_name=lambda name: VOCODER_PREFIX + name.replace("upsampler.", "ups."),
+        file_name=lambda name: prefix + name.replace("upsampler.", "ups."),
     )
     return vocoder
 

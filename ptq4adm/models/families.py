@@ -19,12 +19,13 @@ from ptq4adm.models.components import COMPONENTS, INDEX_FILE, read_index
 from ptq4adm.models.make_an_audio import MakeAnAudio
 from ptq4adm.models.original import has_checkpoint
 from ptq4adm.models.pipeline import TextToAudioPipeline, check_device
+from ptq4adm.models.tango import Tango
 from ptq4adm.models.unet2d import UNet2DAdapter
 from ptq4adm.protocols import DenoiserAdapter
 
 logger = logging.getLogger(__name__)
 
-FAMILIES: tuple[type[TextToAudioPipeline], ...] = (AudioLDM, MakeAnAudio)
+FAMILIES: tuple[type[TextToAudioPipeline], ...] = (AudioLDM, Tango, MakeAnAudio)
 
 
 def find_adapter(pipe: Any) -> DenoiserAdapter:

@@ -44,14 +44,16 @@ def load_vae(
     scaling_factor: float,
     source: str,
     *,
+    prefix: str = PREFIX,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """The first stage.
 
     Args:
-        tensors: those below `PREFIX`, without it; a vocoder or a loss among them is left out.
+        tensors: those below `prefix`, without it; a vocoder or a loss among them is left out.
         scaling_factor: latents of the UNet over those of the decoder.
         source: the file, for messages.
+        prefix: of the names in the file, for messages.
         dtype: of the weights.
 
     Returns:
@@ -63,20 +65,20 @@ def load_vae(
     from diffusers import AutoencoderKL
 
     own = {name: t for name, t in tensors.items() if not name.startswith(_OTHER_PARTS)}
-    config = _config(own, source)
+    config = _config(own, source, prefix)
     levels = len(config["block_out_channels"])
     vae: nn.Module = build(
         lambda: AutoencoderKL(**config, scaling_factor=scaling_factor),
-        {PREFIX + name: tensor for name, tensor in own.items()},
+        {prefix + name: tensor for name, tensor in own.items()},
         source,
         dtype=dtype,
-        file_name=lambda name: PREFIX + file_name(name, levels),
+        file_name=lambda name: prefix + file_name(name, levels),
     )
     return vae
 
 
 def file_name(name: str, levels: int) -> str:
-    """Name in the file, without `PREFIX`, of a tensor of the `AutoencoderKL`."""
+    """Name in the file, without a prefix, of a tensor of the `AutoencoderKL`."""
     side, _, rest = name.partition(".")
     if side not in ("encoder", "decoder"):
         return name
@@ -88,7 +90,7 @@ def file_name(name: str, levels: int) -> str:
     return f"{side}.{rest}"
 
 
-def _config(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+def _config(tensors: Mapping[str, Tensor], source: str, prefix: str) -> dict[str, Any]:
     """Arguments of the `AutoencoderKL`, out of names and shapes."""
     channels: list[int] = []
     attention: list[bool] = []
@@ -100,7 +102,7 @@ def _config(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     if missing or not channels:
         lacking = missing[0] if missing else "encoder.down.0.block.0.conv2.weight"
         raise CheckpointError(
-            f"{source}: lacks {PREFIX}{lacking}; it holds no first stage of a known family"
+            f"{source}: lacks {prefix}{lacking}; it holds no first stage of a known family"
         )
     layers = 0
     while f"encoder.down.0.block.{layers}.conv1.weight" in tensors:

@@ -78,6 +78,8 @@ class TextToAudioPipeline(ABC):
     """`_class_name` of the family's `model_index.json`."""
     family_defaults: ClassVar[SamplingDefaults]
     """Steps and guidance of a folder that names none."""
+    float32_components: ClassVar[frozenset[str]] = frozenset()
+    """Modules that stay float32 whatever dtype is asked for."""
 
     # --- what a family says ---------------------------------------------------------------------
 
@@ -149,7 +151,8 @@ class TextToAudioPipeline(ABC):
         parts: dict[str, Any] = {"unet": load_unet(folder, index["unet"], dtype, backend)}
         for name in COMPONENTS:
             if name not in parts:
-                parts[name] = load_component(folder, name, index[name], dtype)
+                kept = torch.float32 if name in cls.float32_components else dtype
+                parts[name] = load_component(folder, name, index[name], kept)
         return cls(**parts, defaults=_read_defaults(index, cls.family_defaults)).to(device)
 
     @property

@@ -6,10 +6,12 @@ from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ptq4adm import ops
-from ptq4adm.nn.base import QuantizedLayer, check_float_layer
+from ptq4adm.nn.base import QuantizedLayer
 from ptq4adm.nn.options import LayerOptions, activation_buckets
+from ptq4adm.nn.storage import check_float_layer
 from ptq4adm.nn.timestep import StepIndex
 from ptq4adm.ops.arguments import LinearKeywords
 from ptq4adm.packing.layout import KLayout
@@ -41,7 +43,9 @@ class QuantizedLinear(QuantizedLayer):
         options: LayerOptions | None = None,
     ) -> None:
         layout = KLayout(segments or (in_features,))
-        super().__init__(layout, out_features, has_bias=bias, options=options or LayerOptions())
+        super().__init__(
+            layout, out_features, has_bias=bias, options=options or LayerOptions(), kind="linear"
+        )
         self.in_features = in_features
 
     @classmethod
@@ -103,6 +107,9 @@ class QuantizedLinear(QuantizedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] to [..., N]."""
         self.check_input(x, -1)
+        if self.is_float:
+            weight, bias = self.float_tensors(x.dtype)
+            return functional.linear(x, weight.flatten(1), bias)
         rows = x.reshape(-1, self.in_features)
         if len(self.layout.segments) == 1:
             y = self.matmul(*self.quantize_input(rows, 0, "row"), out_dtype=x.dtype)
