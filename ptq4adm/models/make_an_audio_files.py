@@ -32,6 +32,7 @@ from ptq4adm.models.original import (
     make_scheduler,
     note_unknown,
     read_scale_factor,
+    tokenizer_places,
 )
 from ptq4adm.models.pickled import read_tensors, take
 
@@ -40,7 +41,7 @@ BETAS = (0.00085, 0.012)
 LATENT_SIZE = (10, 80)  # mel bins and frames over 8; a clip of 10 s
 VOCODER_FOLDER = "bigvgan"
 CONFIG_FILE = "txt2audio_args.yaml"
-TOKENIZER = "bert-base-uncased"
+TOKENIZER = "google-bert/bert-base-uncased"
 TEXT_PREFIX = "cond_stage_model.caption_encoder."
 # what BERT would need for one vector a text, and a constant of older versions of transformers
 _UNUSED_TEXT = ("base.pooler.", "base.embeddings.position_ids")
@@ -70,8 +71,8 @@ def load_parts(
 
     checkpoint = find_checkpoint(Path(path))
     folder, source = checkpoint.parent, str(checkpoint)
-    place = folder / TOKENIZER if tokenizer is None else Path(tokenizer)
-    tokens = load_tokenizer("BertTokenizerFast", place, TOKENIZER)
+    places = tokenizer_places(folder, TOKENIZER, tokenizer)
+    tokens = load_tokenizer(places, TOKENIZER, "BertTokenizerFast")
     vocoder = load_bigvgan(folder / VOCODER_FOLDER, dtype=dtype)
     tensors = read_tensors(checkpoint, STATE_ENTRY)
     note_unknown(tensors, (latent_vae.PREFIX, TEXT_PREFIX), source)

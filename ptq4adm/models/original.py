@@ -38,7 +38,7 @@ _SCHEDULE = (
 STATE_ENTRY = "state_dict"  # of a checkpoint: beside it is what training needs to go on
 _SUFFIX = ".ckpt"
 # a tokenizer has one of them
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
 _BETA_TOLERANCE = 1e-4  # relative
 
 
@@ -220,23 +220,46 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_tokenizer(class_name: str, folder: Path, what: str) -> Any:
-    """Load a tokenizer.
+def tokenizer_places(folder: Path, name: str, given: str | Path | None) -> list[Path]:
+    """Where a tokenizer may be: beside the weights, or in the hub's cache; nothing is downloaded.
 
     Args:
-        class_name: its class in transformers: small folders do not say it.
-        folder: where its files are.
+        folder: of the weights.
+        name: on the hub.
+        given: a folder that someone named, which is the only place then.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if given is not None:
+        return [Path(given)]
+    try:
+        cached = try_to_load_from_cache(name, "tokenizer_config.json")
+    except HFValidationError:  # a path, not a name of the hub
+        cached = None
+    beside = folder / Path(name).name
+    return [beside, Path(cached).parent] if isinstance(cached, str) else [beside]
+
+
+def load_tokenizer(folders: Sequence[Path], what: str, class_name: str = "AutoTokenizer") -> Any:
+    """Load the tokenizer from the first of several folders that has one.
+
+    Args:
+        folders: where its files may be.
         what: its public name, for messages.
+        class_name: its class in transformers, where the files may not say it.
 
     Raises:
-        MissingComponentError: if its files are not there.
+        MissingComponentError: if its files are in none of them.
         CheckpointError: if it cannot be loaded.
     """
     import transformers
 
-    if not any((folder / name).is_file() for name in _VOCABULARIES):
+    folder = next((f for f in folders if any((f / v).is_file() for v in _VOCABULARIES)), None)
+    if folder is None:
+        places = " or ".join(str(place) for place in folders)
         raise MissingComponentError(
-            f"{folder}: no tokenizer ({', '.join(_VOCABULARIES)}); download {what} into this "
+            f"no tokenizer in {places} (a {', '.join(_VOCABULARIES)}); download {what} into the "
             "folder, or name another (tokenizer=, --tokenizer)"
         )
     try:
