@@ -29,7 +29,7 @@ from ptq4adm.models import latent_vae
 from ptq4adm.models.assign import build
 from ptq4adm.models.audioldm_files import load_vocoder
 from ptq4adm.models.components import read_json
-from ptq4adm.models.original import load_tokenizer
+from ptq4adm.models.original import load_tokenizer, tokenizer_places
 from ptq4adm.models.pickled import few, read_tensors, take
 
 MAIN_CONFIG, VAE_CONFIG, STFT_CONFIG = "main_config.json", "vae_config.json", "stft_config.json"
@@ -185,25 +185,10 @@ def _load_tokenizer(folder: Path, main: Mapping[str, Any], tokenizer: str | Path
         raise UnsupportedModelError(
             f"{folder / MAIN_CONFIG}: text_encoder_name is {name!r}, TANGO's is {TOKENIZER!r}"
         )
-    places = [Path(tokenizer)] if tokenizer is not None else [folder / Path(name).name]
-    if tokenizer is None and (cached := _cached_folder(name)) is not None:
-        places.append(cached)
-    tokens = load_tokenizer(places, name)
+    tokens = load_tokenizer(tokenizer_places(folder, name, tokenizer), name)
     # a tokenizer without a limit of its own says 10^30
     tokens.model_max_length = min(tokens.model_max_length, MAX_TOKENS)
     return tokens
-
-
-def _cached_folder(name: str) -> Path | None:
-    """Where the hub's cache has a tokenizer; nothing is downloaded."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(name, "tokenizer_config.json")
-    except HFValidationError:  # a path, not a name of the hub
-        return None
-    return Path(found).parent if isinstance(found, str) else None
 
 
 def _check_mel(stft: Mapping[str, Any], vocoder: Any, folder: Path) -> None:
