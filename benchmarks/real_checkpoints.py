@@ -2,6 +2,7 @@
 
     python benchmarks/real_checkpoints.py make-an-audio --work build/real
     python benchmarks/real_checkpoints.py audioldm-s --work build/real
+    python benchmarks/real_checkpoints.py tango --work build/real          (needs 8 GB of disk)
 
 Weights of the models cannot be part of this repository. Their names and shapes can: this writes
 files of them, as their authors published them, and does with them what a user does. Every part is
@@ -24,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "shared"))
 
-MODELS = ("make-an-audio", "audioldm-s")
+MODELS = ("make-an-audio", "audioldm-s", "tango")
 STAGES = ("write", "load", "compare", "quantize", "reload")
 PROMPT = "a dog barks while rain falls on a roof"
 
@@ -59,20 +60,28 @@ def own_mb() -> float:
 
 def write(model: str, folder: Path) -> dict[str, Any]:
     """Write the published files, unless they are there."""
-    from originals import checkpoints
+    from originals import checkpoints, tango
 
-    path = original(model, folder)
+    path = weights_file(model, folder)
     if not path.is_file():
-        if model == "make-an-audio":
+        if model == "tango":
+            tango.write_tango(folder, tango.TangoSizes())
+        elif model == "make-an-audio":
             checkpoints.write_make_an_audio(folder, checkpoints.MakeAnAudioSizes())
         else:
             checkpoints.write_audioldm(path, checkpoints.AudioLDMSizes())
     return {"file_mb": path.stat().st_size / 1e6}
 
 
+def weights_file(model: str, folder: Path) -> Path:
+    """The file of the UNet's weights."""
+    names = {"make-an-audio": "maa1_full.ckpt", "tango": "pytorch_model_main.bin"}
+    return folder / names.get(model, "audioldm-s-full.ckpt")
+
+
 def original(model: str, folder: Path) -> Path:
-    """The checkpoint."""
-    return folder / ("maa1_full.ckpt" if model == "make-an-audio" else "audioldm-s-full.ckpt")
+    """What a user names: the checkpoint, or TANGO's folder."""
+    return folder if model == "tango" else weights_file(model, folder)
 
 
 def load(model: str, folder: Path, **options: Any) -> dict[str, Any]:
@@ -92,6 +101,8 @@ def load(model: str, folder: Path, **options: Any) -> dict[str, Any]:
 
 def compare(model: str, folder: Path) -> dict[str, Any]:
     """Relative differences of every part to the original in plain torch."""
+    if model == "tango":
+        return compare_tango(folder)
     import torch
     from originals import checkpoints, text, unet, vae
     from originals.sampling import below
@@ -131,6 +142,43 @@ def compare(model: str, folder: Path) -> dict[str, Any]:
         expected = vae.decode(below(weights, "first_stage_model."), sizes.vae, latents)
         found["vae"] = difference(pipe.vae.decode(latents).sample, expected)
         found["vocoder"] = vocoder_difference(pipe, folder, weights, sizes, is_tokens=is_tokens)
+    assert all(value < 1e-5 for value in found.values()), found
+    return {"relative differences": found}
+
+
+def compare_tango(folder: Path) -> dict[str, Any]:
+    """`compare` for TANGO's folder."""
+    import torch
+    from originals import hifigan, stable_unet, t5, tango, vae
+    from originals.sampling import below
+
+    import ptq4adm
+
+    pipe = ptq4adm.load_pipeline(folder)
+    main, first_stage = (
+        torch.load(folder / f"pytorch_model_{name}.bin", weights_only=True, mmap=True)
+        for name in ("main", "vae")
+    )
+    sizes = tango.TangoSizes()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        prompts = [PROMPT, "a bell"]
+        arguments = pipe.encode_prompts(prompts).arguments
+        tokens = pipe.tokenizer(prompts, padding=True, return_tensors="pt")
+        mask = tokens.attention_mask
+        states = t5.encode(below(main, "text_encoder."), sizes.text, tokens.input_ids, mask)
+        # what is padded is masked in the UNet
+        given = arguments["encoder_hidden_states"]
+        found = {"text": difference(given[mask == 1], states[mask == 1])}
+        x = torch.randn(2, 8, 64, 16)
+        expected = stable_unet.forward(below(main, "unet."), sizes.unet, x, 991, states, mask == 1)
+        found["unet"] = difference(pipe.unet(x, 991, **arguments).sample, expected)
+        latents = torch.randn(1, 8, 16, 16)
+        expected = vae.decode(first_stage, sizes.vae, latents)
+        found["vae"] = difference(pipe.vae.decode(latents).sample, expected)
+        mel = torch.randn(1, 64, 32)
+        expected = hifigan.forward(below(first_stage, "vocoder."), sizes.vocoder, mel)
+        found["vocoder"] = difference(pipe.vocoder(mel.transpose(1, 2)), expected)
     assert all(value < 1e-5 for value in found.values()), found
     return {"relative differences": found}
 

@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "quant": {"errors", "config", "packing.layout", "ops"},
     "calibration": {"errors", "protocols", "config", "quant"},
     "nn": {"errors", "config", "quant", "packing.layout", "dispatch", "ops"},
-    "packing.portions": set(),
+    "packing.portions": {"nn"},
     "packing.checkpoint": {"errors", "config", "nn", "packing.layout", "packing.portions"},
     "packing": {"packing.layout"},
     "models": {"errors", "protocols", "config", "nn", "packing.layout", "packing.checkpoint"},

@@ -39,8 +39,10 @@ _LOW, _HIGH = 0x0F0F0F0F, 0xF0F0F0F0 - (1 << 32)
 _OFFSET = 0x88888888 - (1 << 32)  # turns two's complement into w + 8, and back
 _HALF = PANEL_N // 2
 _WORDS = BLOCK_K // 2 // 4  # 32-bit words of a block of a row
-# bytes rearranged at once: they and their results stay in the cache
-_PART_BYTES = 1 << 18
+# bytes rearranged at once: they stay in the cache, and are so few (under 32768 words) that torch
+# takes one thread; waiting for a second one, part after part, takes longer than the work, and ten
+# times as long on a busy machine
+_PART_BYTES = 1 << 17
 
 
 def packed_shape(bits: int, out_features: int, k_padded: int, backend: str) -> tuple[int, int]:
@@ -90,15 +92,16 @@ def prepack(qweight: Tensor, *, bits: int, layout: KLayout, backend: str) -> Ten
     packed_shape(bits, out_features, layout.k_padded, backend)  # an unknown backend raises
     if backend in CANONICAL_BACKENDS:
         return qweight
-    padding = (0, 0, 0, -out_features % PANEL_N)
+    rest = -out_features % PANEL_N
+    if rest:
+        # channels of zeros, in four bits as in eight
+        qweight = torch.nn.functional.pad(qweight, (0, 0, 0, rest))
     if backend == "cuda":
-        w_q = unpack_int4(qweight) if bits == 4 else qweight
-        return _to_fragments(torch.nn.functional.pad(w_q, padding), bits)
+        return _to_fragments(unpack_int4(qweight) if bits == 4 else qweight, bits)
     # four k of a channel move as one 32-bit word
     if bits == 4:
-        return _to_panels(torch.nn.functional.pad(qweight, padding))
-    w_q = torch.nn.functional.pad(qweight, padding)
-    words = w_q.view(torch.int32).reshape(-1, PANEL_N, layout.k_padded // 4)
+        return _to_panels(qweight)
+    words = qweight.contiguous().view(torch.int32).reshape(-1, PANEL_N, layout.k_padded // 4)
     return words.transpose(1, 2).contiguous().view(torch.int8).flatten(1)
 
 
@@ -158,7 +161,8 @@ def _from_panels(packed: Tensor) -> Tensor:
     words = packed.view(torch.int32).view(panels, blocks, 2, _WORDS, _HALF)
     rows = words.new_empty(panels, 2, _HALF, blocks, _WORDS)
     for part in _parts(panels, packed.shape[1] // PANEL_N):
-        low, high = (words[part] ^ _OFFSET).permute(2, 0, 4, 1, 3)  # [panels, 8, Kp / 64, 8] each
+        # [panels, 8, Kp / 64, 8] each
+        low, high = ((words[part, :, i] ^ _OFFSET).permute(0, 3, 1, 2) for i in range(2))
         rows[part, 0] = (low & _LOW) | ((high & _LOW) << 4)
         rows[part, 1] = ((low >> 4) & _LOW) | (high & _HIGH)
     return rows.view(torch.uint8).view(panels * PANEL_N, -1)

@@ -15,6 +15,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from ptq4adm.nn.packed import PackedLayer
+
 PORTION_ELEMENTS = 1 << 24  # mapped at once; nearly all of them are bytes
 
 # name to shape, and dtype if that is fixed
@@ -45,13 +47,14 @@ def fill(
     for path, portion in _portions(expected, files):
         with safe_open(path, framework="pt", device=str(device)) as file:
             for prefix, parts in portion.items():
+                layer = model.get_submodule(prefix)
+                # one tensor that stays would keep the whole portion mapped; a packed layer copies
+                copy = not isinstance(layer, PackedLayer)
                 tensors = {}
                 for part in parts:
                     name = f"{prefix}.{part}" if prefix else part
-                    fixed = expected[name][1]
-                    # a replaced layer copies by itself
-                    tensors[part] = file.get_tensor(name).to(fixed or dtype, copy=fixed is None)
-                model.get_submodule(prefix).load_state_dict(tensors, strict=False, assign=True)
+                    tensors[part] = file.get_tensor(name).to(expected[name][1] or dtype, copy=copy)
+                layer.load_state_dict(tensors, strict=False, assign=True)
 
 
 def _portions(
