@@ -18,13 +18,20 @@ import torch
 from torch import nn
 
 from ptq4adm.errors import CheckpointError, MissingComponentError
+from ptq4adm.models.mapped import load_mapped
 
 INDEX_FILE = "model_index.json"
 # beside the components' entries: names with an underscore are passed over by diffusers
 STEPS_ENTRY, GUIDANCE_ENTRY = "_default_steps", "_default_guidance_scale"
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "vocoder")
-# classes are looked up by name in these two libraries only: a model folder cannot name code to run
+# classes are looked up by name in these libraries only: a model folder cannot name code to run
 _LIBRARIES = ("diffusers", "transformers")
+_OWN_LIBRARY = "ptq4adm"
+# class of this package to its module; each has from_pretrained and save_pretrained as diffusers' do
+OWN_CLASSES = {
+    "BigVGAN": "ptq4adm.models.bigvgan",
+    "ClapTokenEncoder": "ptq4adm.models.clap_tokens",
+}
 _WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.bin")
 
 
@@ -103,7 +110,8 @@ def load_component(folder: Path, name: str, entry: list[str], dtype: torch.dtype
         dtype: modules are converted to it.
 
     Returns:
-        The component; a module is in evaluation mode on the CPU.
+        The component; a module is in evaluation mode on the CPU, and weights that are stored in the
+        dtype stay in their file.
 
     Raises:
         MissingComponentError: if the subfolder or its weights are missing.
@@ -124,21 +132,24 @@ def load_component(folder: Path, name: str, entry: list[str], dtype: torch.dtype
     from safetensors import SafetensorError
 
     # diffusers' other way of loading needs accelerate, and warns at every load without it
-    options = {"low_cpu_mem_usage": False} if entry[0] == "diffusers" else {}
+    options = {} if entry[0] == "transformers" else {"low_cpu_mem_usage": False}
     try:
         with _quiet_libraries():
-            module, info = cls.from_pretrained(
-                path, local_files_only=True, output_loading_info=True, **options
-            )
+            module, missing = load_mapped(cls, path, dtype), []
+            if module is None:
+                module, info = cls.from_pretrained(
+                    path, local_files_only=True, output_loading_info=True, **options
+                )
+                missing = sorted(info["missing_keys"])
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"{path}: cannot load {entry[1]} ({error}); copy the model again"
         ) from error
-    if info["missing_keys"]:
+    if missing:
         # both libraries go on with random weights here
         raise CheckpointError(
-            f"{path}: weights of {entry[1]} lack {len(info['missing_keys'])} tensors, such as "
-            f"{sorted(info['missing_keys'])[0]!r}; the file does not belong to this config"
+            f"{path}: weights of {entry[1]} lack {len(missing)} tensors, such as {missing[0]!r}; "
+            "the file does not belong to this config"
         )
     # Module.to: the libraries' own warns about converting after loading, which is exact here
     nn.Module.to(module, dtype=dtype).requires_grad_(False).eval()
@@ -160,7 +171,8 @@ def save_components(pipe: Any, folder: Path, *, skip: Collection[str] = ()) -> N
         MissingComponentError: if the pipeline lacks one.
     """
     index: dict[str, Any] = {
-        "_class_name": "AudioLDMPipeline",
+        # a pipeline of diffusers is of the class that diffusers has for it
+        "_class_name": getattr(pipe, "index_class", type(pipe).__name__),
         "_diffusers_version": _diffusers_version(),
     }
     for name in COMPONENTS:
@@ -201,12 +213,15 @@ def _quiet_libraries() -> Iterator[None]:
 
 def _resolve_class(folder: Path, name: str, entry: list[str]) -> Any:
     library, class_name = entry
-    if library not in _LIBRARIES:
+    if library not in (*_LIBRARIES, _OWN_LIBRARY):
         raise CheckpointError(
             f"{folder / INDEX_FILE}: {name!r} comes from {library!r}; supported are "
-            f"{' and '.join(_LIBRARIES)}"
+            f"{', '.join(_LIBRARIES)} and {_OWN_LIBRARY}"
         )
-    cls = getattr(importlib.import_module(library), class_name, None)
+    home = library
+    if library == _OWN_LIBRARY:
+        home = OWN_CLASSES.get(class_name, _OWN_LIBRARY)
+    cls = getattr(importlib.import_module(home), class_name, None)
     if not isinstance(cls, type) or not hasattr(cls, "from_pretrained"):
         raise CheckpointError(
             f"{folder / INDEX_FILE}: {name!r} is a {library}.{class_name}, which the installed "

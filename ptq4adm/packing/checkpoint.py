@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from ptq4adm.config import QuantConfig, Scheme
 from ptq4adm.errors import (
@@ -38,6 +38,7 @@ from ptq4adm.nn import QuantizedLayer, StepIndex, StorageLayer, attach_step_hook
 from ptq4adm.nn.fuse import fuse_blocks
 from ptq4adm.nn.replace import empty_layer, replace_layers, scheme_of
 from ptq4adm.nn.timestep import TimestepBuckets
+from ptq4adm.packing.portions import fill
 
 METHOD = "ptq4adm"
 FORMAT_VERSION = 1
@@ -197,8 +198,7 @@ def load_denoiser(
         raise CheckpointError(
             f"{folder / CONFIG_FILE}: broken quantization_config ({error!r})"
         ) from error
-    tensors = _read_tensors(folder / WEIGHTS_FILE, denoiser, dtype, device)
-    denoiser.load_state_dict(tensors, strict=True, assign=True)
+    _load_tensors(folder / WEIGHTS_FILE, denoiser, dtype, device)
     mark_quantized(denoiser, state)
     fuse_blocks(denoiser)
     return denoiser.requires_grad_(False).eval()
@@ -326,21 +326,17 @@ def _expected_tensors(denoiser: nn.Module) -> dict[str, tuple[tuple[int, ...], t
     return expected
 
 
-def _read_tensors(
+def _load_tensors(
     path: Path, denoiser: nn.Module, dtype: torch.dtype, device: torch.device | str
-) -> dict[str, Tensor]:
-    """All tensors of the file, after its header was compared with what the model needs."""
+) -> None:
+    """Fill the model from the file, after its header was compared with what the model needs."""
     if not path.is_file():
         raise MissingComponentError(f"{path}: missing; copy the whole model folder")
     expected = _expected_tensors(denoiser)
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            stored = {name: file.get_slice(name) for name in file.keys()}
-            _check_tensors(path, stored, expected)
-            return {
-                name: file.get_tensor(name).to(fixed or dtype)
-                for name, (_, fixed) in expected.items()
-            }
+            _check_tensors(path, {name: file.get_slice(name) for name in file.keys()}, expected)
+        fill(denoiser, expected, dict.fromkeys(expected, path), dtype=dtype, device=device)
     except (SafetensorError, OSError) as error:
         raise TruncatedCheckpointError(
             f"{path}: cut short or damaged ({error}); copy the model again"
