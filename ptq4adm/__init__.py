@@ -9,15 +9,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ptq4adm.integrations import register_on_import
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ptq4adm.calibration import Calibration
     from ptq4adm.config import QuantConfig, Scheme
     from ptq4adm.errors import Ptq4admError
+    from ptq4adm.integrations.config import PTQ4ADMConfig
+    from ptq4adm.integrations.model_card import model_card
+    from ptq4adm.integrations.quantizer import PTQ4ADMQuantizer
     from ptq4adm.models import shipped_pipeline_path
     from ptq4adm.models.pipeline import TextToAudioPipeline
-    from ptq4adm.nn import W4A8Conv2d, W4A8Linear, W8A8Conv2d, W8A8Linear
+    from ptq4adm.nn import W4A8Conv2d, W4A8Linear, W8A8Conv2d, W8A8Linear, set_backend
+    from ptq4adm.packing.description import dequantize
     from ptq4adm.quantization import (
         QuantPlan,
         calibrate,
@@ -33,12 +39,17 @@ _HOME = {
     "QuantConfig": "ptq4adm.config",
     "Scheme": "ptq4adm.config",
     "Ptq4admError": "ptq4adm.errors",
+    "PTQ4ADMConfig": "ptq4adm.integrations.config",
+    "PTQ4ADMQuantizer": "ptq4adm.integrations.quantizer",
+    "model_card": "ptq4adm.integrations.model_card",
     "shipped_pipeline_path": "ptq4adm.models",
     "TextToAudioPipeline": "ptq4adm.models.pipeline",
     "W4A8Conv2d": "ptq4adm.nn",
     "W4A8Linear": "ptq4adm.nn",
     "W8A8Conv2d": "ptq4adm.nn",
     "W8A8Linear": "ptq4adm.nn",
+    "set_backend": "ptq4adm.nn",
+    "dequantize": "ptq4adm.packing.description",
     "QuantPlan": "ptq4adm.quantization",
     "load_pipeline": "ptq4adm.quantization",
     "plan": "ptq4adm.quantization",
@@ -48,6 +59,8 @@ _HOME = {
 
 __all__ = [
     "Calibration",
+    "PTQ4ADMConfig",
+    "PTQ4ADMQuantizer",
     "Ptq4admError",
     "QuantConfig",
     "QuantPlan",
@@ -59,10 +72,13 @@ __all__ = [
     "W8A8Linear",
     "__version__",
     "calibrate",
+    "dequantize",
     "load_pipeline",
+    "model_card",
     "plan",
     "quantize",
     "save_pipeline",
+    "set_backend",
     "shipped_pipeline_path",
 ]
 
@@ -77,3 +93,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+register_on_import()

@@ -58,6 +58,10 @@ class BackendUnavailableError(Ptq4admError, RuntimeError):
     """The named backend exists but cannot run here, or lacks this operation."""
 
 
+class DependencyError(Ptq4admError, ImportError):
+    """An optional package that this needs is not installed."""
+
+
 # --- calibration --------------------------------------------------------------------------------
 
 

@@ -20,12 +20,23 @@ ALLOWED: dict[str, set[str]] = {
     "quant": {"errors", "config", "packing.layout", "ops"},
     "calibration": {"errors", "protocols", "config", "quant"},
     "nn": {"errors", "config", "quant", "packing.layout", "ops"},
-    "packing.checkpoint": {"errors", "config", "nn", "packing.layout"},
+    "packing.weight_files": {"errors"},
+    "packing.description": {"errors", "config", "nn"},
+    "packing.checkpoint": {
+        "errors", "config", "nn", "packing.layout", "packing.description", "packing.weight_files",
+    },
     "packing": {"packing.layout"},
-    "models": {"errors", "protocols", "config", "nn", "packing.layout", "packing.checkpoint"},
+    "models": {
+        "errors", "protocols", "config", "nn", "packing.layout", "packing.description",
+        "packing.checkpoint",
+    },
     "quantization": {
-        "errors", "protocols", "config", "packing.layout", "packing.checkpoint", "quant",
-        "calibration", "nn", "ops", "models",
+        "errors", "protocols", "config", "packing.layout", "packing.description",
+        "packing.checkpoint", "quant", "calibration", "nn", "ops", "models",
+    },
+    "integrations": {
+        "errors", "config", "calibration", "nn", "packing.description", "packing.checkpoint",
+        "packing.weight_files", "models", "quantization",
     },
     "evaluation": {"errors", "models"},
     "assets": set(),

@@ -2,7 +2,13 @@
 
 from ptq4adm.nn.base import QuantizedLayer, StorageLayer, resident_bytes
 from ptq4adm.nn.conv import W4A8Conv2d, W8A8Conv2d
-from ptq4adm.nn.fuse import FusionReport, fuse_blocks, fusion_report, unfuse_blocks
+from ptq4adm.nn.fuse import (
+    FusionReport,
+    fuse_blocks,
+    fusion_report,
+    set_backend,
+    unfuse_blocks,
+)
 from ptq4adm.nn.half import HalfConv2d, HalfLinear
 from ptq4adm.nn.hoist import prepared
 from ptq4adm.nn.linear import W4A8Linear, W8A8Linear
@@ -27,5 +33,6 @@ __all__ = [
     "fusion_report",
     "prepared",
     "resident_bytes",
+    "set_backend",
     "unfuse_blocks",
 ]

@@ -191,7 +191,7 @@ class QuantizedLayer(StorageLayer):
                 f"rows {list(quantized.w_q.shape)} {'with' if has_groups else 'without'} groups: "
                 f"needs {list(expected)} and group_size = {self.group_size}"
             )
-        wrong = None if quantized.w_mult is None else _find_wrong_multiplier(quantized.w_mult)
+        wrong = None if quantized.w_mult is None else find_wrong_multiplier(quantized.w_mult)
         if wrong is not None:
             raise RangeError(f"w_mult: {wrong}")
         self._set_qweight(pack_int4(quantized.w_q) if self.bits == 4 else quantized.w_q)
@@ -217,6 +217,11 @@ class QuantizedLayer(StorageLayer):
                 "x_scale: got values that are not positive and finite; calibrate again"
             )
         self.x_scale = values.reshape(self.x_scale.shape).clone()
+
+    def set_backend(self, name: str) -> None:
+        """Run on another backend, "auto" or one that can run where the weight is."""
+        self._use_backend(ops.resolve_backend(name, self.w_scale.device))
+        self.requested_backend = name
 
     def quantize_input(self, x: Tensor, segment: int, granularity: str) -> tuple[Tensor, Tensor]:
         """Quantize one segment of the input: int8 of its shape, and its float32 scale."""
@@ -303,14 +308,16 @@ class QuantizedLayer(StorageLayer):
         packed = ops.prepack(canonical, bits=self.bits, layout=self.layout, backend=self.backend)
         self.qweight = packed.contiguous().to(self.w_scale.device)
 
-    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        assert isinstance(self, QuantizedLayer)
-        device = fn(torch.empty(0, dtype=torch.int64, device=self.w_scale.device)).device
-        backend = ops.resolve_backend(self.requested_backend, device)
+    def _use_backend(self, backend: str) -> None:
         if backend != self.backend:
             canonical = self.canonical_qweight()
             self.backend = backend
             self._set_qweight(canonical)
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        assert isinstance(self, QuantizedLayer)
+        device = fn(torch.empty(0, dtype=torch.int64, device=self.w_scale.device)).device
+        self._use_backend(ops.resolve_backend(self.requested_backend, device))
         super()._apply(fn, recurse)
         if self.step is not None:
             self.step.move(fn)
@@ -343,7 +350,7 @@ class QuantizedLayer(StorageLayer):
                 error_msgs.append(
                     f"{key}: got {value.dtype} {list(value.shape)}, needs {dtype} {list(shape)}"
                 )
-            elif name == "w_mult" and (wrong := _find_wrong_multiplier(value)) is not None:
+            elif name == "w_mult" and (wrong := find_wrong_multiplier(value)) is not None:
                 error_msgs.append(f"{key}: {wrong}")
             elif name == "qweight":
                 self._set_qweight(value.detach().clone())
@@ -359,7 +366,7 @@ def tensor_version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-def _find_wrong_multiplier(w_mult: Tensor) -> str | None:
+def find_wrong_multiplier(w_mult: Tensor) -> str | None:
     """What is wrong with group multipliers; None if nothing is, or a meta tensor has no values.
 
     0 would silence a group, and the product of a larger one and a weight need not fit int8.
