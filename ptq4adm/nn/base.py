@@ -37,9 +37,12 @@ TensorSpec = tuple[tuple[int, ...], torch.dtype]
 class StorageLayer(nn.Module):
     """A layer whose buffers keep their dtypes, whatever `.half()`, `.float()` or `.to(dtype)` asks.
 
-    A float32 scale rounded to float16 would change the model; computation follows the input's dtype
-    instead.
+    A float32 scale rounded to float16 would change the model; computation follows the input's
+    dtype. Those that stand for an `nn.Linear` are one, so that PEFT adapts them.
     """
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)  # not nn.Linear's, which would allocate a weight
 
     def stored_tensors(self) -> dict[str, TensorSpec]:
         """Name, shape and dtype of each tensor of the state dict."""
@@ -72,8 +75,7 @@ class _Comparison:
         """Whether the same objects were compared, and none was changed since."""
         if not all(map(is_, given, self.compared)):
             return False
-        # a traced call has no versions: a compiled graph keeps what was found before it
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # a traced call has no versions: the graph keeps it
             return True
         return self.versions == (tensor_version(given[0]), tensor_version(given[1]))
 
@@ -82,8 +84,7 @@ class QuantizedLayer(StorageLayer):
     """Base of the W4A8 and W8A8 layers: packed weight, scales, canonical state dict.
 
     Buffers: `qweight` in the backend's order, `w_scale` float32 [N], `w_mult` uint8 [N, Kp / 64] in
-        group mode,
-    `x_scale` float32 [segments, buckets] if static, `bias` float32 [N] if there is one.
+    group mode, `x_scale` float32 [segments, buckets] if static, `bias` float32 [N] if there is one.
 
     Args:
         layout: K order of the weight.
@@ -120,17 +121,13 @@ class QuantizedLayer(StorageLayer):
         self.register_buffer("qweight", torch.zeros(shape, dtype=dtype, device=device))
         self.register_buffer("w_scale", torch.ones(out_features, device=device))
         groups = layout.k_padded // BLOCK_K
-        has_groups, is_static = options.group_size is not None, options.buckets > 0
-        self.register_buffer(
-            "w_mult",
-            torch.ones(out_features, groups, dtype=torch.uint8, device=device)
-            if has_groups
-            else None,
-        )
-        self.register_buffer(
-            "x_scale",
-            torch.ones(len(layout.segments), options.buckets, device=device) if is_static else None,
-        )
+        w_mult, x_scale = None, None
+        if options.group_size is not None:
+            w_mult = torch.ones(out_features, groups, dtype=torch.uint8, device=device)
+        if options.buckets > 0:
+            x_scale = torch.ones(len(layout.segments), options.buckets, device=device)
+        self.register_buffer("w_mult", w_mult)
+        self.register_buffer("x_scale", x_scale)
         self.register_buffer("bias", torch.zeros(out_features, device=device) if has_bias else None)
 
     @property
@@ -194,10 +191,10 @@ class QuantizedLayer(StorageLayer):
         wrong = None if quantized.w_mult is None else find_wrong_multiplier(quantized.w_mult)
         if wrong is not None:
             raise RangeError(f"w_mult: {wrong}")
+        device = self.w_scale.device
         self._set_qweight(pack_int4(quantized.w_q) if self.bits == 4 else quantized.w_q)
-        self.w_scale = quantized.w_scale.to(self.w_scale.device)
-        if quantized.w_mult is not None:
-            self.w_mult = quantized.w_mult.to(self.w_scale.device)
+        self.w_scale = quantized.w_scale.to(device)
+        self.w_mult = None if quantized.w_mult is None else quantized.w_mult.to(device)
 
     def set_activation_scale(self, x_scale: Tensor) -> None:
         """Take a scalar, or a table [segments, buckets].

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ptq4adm import ops
 from ptq4adm.nn.base import QuantizedLayer, check_float_layer
+from ptq4adm.nn.gradient import channel_scales, needs_gradient, straight_through
 from ptq4adm.nn.options import LayerOptions, activation_buckets
 from ptq4adm.nn.timestep import StepIndex
 from ptq4adm.ops.arguments import LinearKeywords
@@ -17,7 +18,7 @@ from ptq4adm.packing.layout import KLayout
 Self = TypeVar("Self", bound="QuantizedLinear")
 
 
-class QuantizedLinear(QuantizedLayer):
+class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
     """Drop-in for `nn.Linear`; use `W4A8Linear` or `W8A8Linear`.
 
     Takes [..., K] of any float dtype and returns [..., N] of the same. Activations are quantized
@@ -103,6 +104,10 @@ class QuantizedLinear(QuantizedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] to [..., N]."""
         self.check_input(x, -1)
+        return straight_through(self, x) if needs_gradient(x) else self.compute(x)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """`forward` of a checked input, without a gradient."""
         rows = x.reshape(-1, self.in_features)
         if len(self.layout.segments) == 1:
             y = self.matmul(*self.quantize_input(rows, 0, "row"), out_dtype=x.dtype)
@@ -113,6 +118,14 @@ class QuantizedLinear(QuantizedLayer):
             )
             y = self.matmul(*first, second=second, out_dtype=x.dtype)
         return y.reshape(*x.shape[:-1], self.out_features)
+
+    def input_gradient(self, x_shape: torch.Size, dy: Tensor) -> Tensor:
+        """`dy W` [..., K] for `dy` float32 [..., N]."""
+        return (dy @ self.float_weight().flatten(1)).reshape(x_shape)
+
+    def clip_limits(self) -> Tensor | None:
+        """Static scales [K]; None if dynamic."""
+        return channel_scales(self)
 
     def matmul(
         self,

@@ -18,7 +18,7 @@ from ptq4adm.quant.affine import QuantizedRows, quantize_rows
 Self = TypeVar("Self", bound="W8Linear")
 
 
-class W8Linear(StorageLayer):
+class W8Linear(StorageLayer, nn.Linear):
     """`nn.Linear` with int8 weights, one float32 scale an output feature; activations stay float.
 
     Buffers: `qweight` int8 [N, K] (not padded: no kernel reads it), `w_scale` float32 [N], `bias`
@@ -33,7 +33,7 @@ class W8Linear(StorageLayer):
 
     qweight: Tensor
     w_scale: Tensor
-    bias: Tensor | None
+    bias: Tensor | None  # type: ignore[assignment]
 
     def __init__(
         self,
