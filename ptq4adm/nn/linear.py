@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ptq4adm import ops
 from ptq4adm.nn.base import QuantizedLayer, check_float_layer
+from ptq4adm.nn.decoded import DecodedWeight
 from ptq4adm.nn.gradient import channel_scales, needs_gradient, straight_through
 from ptq4adm.nn.options import LayerOptions, activation_buckets
 from ptq4adm.nn.timestep import StepIndex
@@ -89,6 +90,11 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
         if x_scale is not None:
             quantized.set_activation_scale(x_scale)
         return quantized
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """What the integers stand for, float32 [N, K]: made when asked for, read-only."""
+        return self.float_weight().flatten(1).as_subclass(DecodedWeight)
 
     def dequantize(self) -> nn.Linear:
         """The `nn.Linear`, float32, whose weight is what the integers stand for."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ptq4adm.nn.base import StorageLayer, check_float_layer
+from ptq4adm.nn.decoded import DecodedWeight
 from ptq4adm.quant.affine import QuantizedRows, quantize_rows
 
 Self = TypeVar("Self", bound="W8Linear")
@@ -71,6 +72,11 @@ class W8Linear(StorageLayer, nn.Linear):
         if layer.bias is not None:
             quantized.bias = layer.bias.detach().to(torch.float32, copy=True)
         return quantized
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """What the integers stand for, float32 [N, K]: made when asked for, read-only."""
+        return self._float_weight().as_subclass(DecodedWeight)
 
     def dequantize(self) -> nn.Linear:
         """The `nn.Linear`, float32, whose weight is what the integers stand for."""

@@ -51,11 +51,13 @@ __all__ = [
     "WEIGHTS_FILE",
     "QuantState",
     "check_names",
+    "empty_model",
     "expected_tensors",
     "is_quantized",
     "load_denoiser",
     "mark_quantized",
     "quantization_config",
+    "read_config",
     "save_denoiser",
 ]
 
@@ -129,10 +131,10 @@ def load_denoiser(
         CheckpointError: if tensors are missing or unexpected, or the config is inconsistent.
     """
     folder = Path(folder)
-    config = _read_config(folder / CONFIG_FILE)
+    config = read_config(folder / CONFIG_FILE)
     described = config.pop("quantization_config", None)
     check_version(str(folder / CONFIG_FILE), described)
-    denoiser = _build(folder, config)
+    denoiser = empty_model(folder, config)
     state = build_layers(
         denoiser, described, where=str(folder / CONFIG_FILE), backend=backend, device=device
     )
@@ -143,7 +145,14 @@ def load_denoiser(
     return denoiser.requires_grad_(False).eval()
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a config.json.
+
+    Raises:
+        MissingComponentError: if there is none.
+        TruncatedCheckpointError: if it is cut short.
+        CheckpointError: if it is not an object.
+    """
     if not path.is_file():
         raise MissingComponentError(f"{path}: missing; copy the whole model folder")
     try:
@@ -157,8 +166,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _build(folder: Path, config: dict[str, Any]) -> nn.Module:
-    """The model without memory for its tensors."""
+def empty_model(folder: Path, config: dict[str, Any]) -> nn.Module:
+    """The float model of a config, without memory for its tensors.
+
+    Raises:
+        CheckpointError: if the installed diffusers has no such model.
+    """
     import diffusers
 
     name = config.get("_class_name")

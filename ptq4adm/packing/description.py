@@ -46,8 +46,9 @@ def mark_quantized(denoiser: nn.Module, state: QuantState) -> None:
     """Remember how a denoiser was quantized, as diffusers' own quantizers do it too.
 
     Its config gets the entry without which a folder written by diffusers' `save_pretrained` would
-    be loaded with random weights, and the model what diffusers asks for: `hf_quantizer`,
-    `is_quantized`, `quantization_method`.
+    be loaded with random weights, and the model `hf_quantizer` and `quantization_method`. It is not
+    given `is_quantized`: with it, diffusers refuses `.half()`, `.to(dtype)` and
+    `save_lora_adapter`, all of which these layers take, for their tensors keep their dtypes.
     """
     setattr(denoiser, _STATE, state)
     register = getattr(denoiser, "register_to_config", None)
@@ -59,7 +60,7 @@ def mark_quantized(denoiser: nn.Module, state: QuantState) -> None:
     if registry is not None and METHOD in registry.AUTO_QUANTIZER_MAPPING:
         quantizer = registry.DiffusersAutoQuantizer.from_config(described, pre_quantized=True)
         denoiser.hf_quantizer = quantizer
-        denoiser.is_quantized = True  # type: ignore[assignment]
+        denoiser.__dict__.pop("is_quantized", None)
         denoiser.quantization_method = quantizer.quantization_config.quant_method
 
 
@@ -84,8 +85,6 @@ def dequantize(denoiser: nn.Module) -> nn.Module:
     if isinstance(config, Mapping):
         rest = {key: value for key, value in config.items() if key != "quantization_config"}
         denoiser._internal_dict = type(config)(rest)  # type: ignore[call-arg, assignment]
-    if getattr(denoiser, "is_quantized", False):
-        denoiser.is_quantized = False  # type: ignore[assignment]
     return denoiser
 
 
