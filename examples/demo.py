@@ -152,8 +152,8 @@ def make_variant(
     print(f"  {plan.summary()}")
     saved = ptq4adm.save_pipeline(pipe, output / f"model-{scheme}", overwrite=True)
     loaded = ptq4adm.load_pipeline(saved)
-    embeds = pipe.encode_prompts(PROMPTS[0])
-    first, again = (p.denoise(embeds, steps=1, seed=1) for p in (pipe, loaded))
+    conditioning = pipe.encode_prompts(PROMPTS[0])
+    first, again = (p.denoise(conditioning, steps=1, seed=1) for p in (pipe, loaded))
     assert torch.equal(first, again), f"{saved} does not give the bits that were saved"
     return Variant(scheme, loaded, weight_bytes(saved))
 
@@ -214,7 +214,7 @@ def rotated(names: list[str], count: int) -> list[str]:
 
 def step_function(pipe: ptq4adm.TextToAudioPipeline, prompt: str) -> Callable[[], float]:
     """A function that runs one guided step and returns its seconds."""
-    embeds = torch.cat([pipe.encode_prompts(prompt)] * 2)
+    conditioning = pipe.encode_prompts(prompt).repeat(2)
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, *pipe.latent_shape(), generator=generator)
     timestep = torch.tensor(pipe.scheduler.config.num_train_timesteps // 2)
@@ -222,7 +222,7 @@ def step_function(pipe: ptq4adm.TextToAudioPipeline, prompt: str) -> Callable[[]
     @torch.no_grad()
     def step() -> float:
         start = time.perf_counter()
-        pipe.unet(latents, timestep, encoder_hidden_states=None, class_labels=embeds)
+        pipe.unet(latents, timestep, **conditioning.arguments)
         return time.perf_counter() - start
 
     return step

@@ -30,7 +30,7 @@ from ptq4adm.errors import (
     NonFiniteError,
     OutputError,
 )
-from ptq4adm.models import TextToAudioPipeline, find_adapter, save_components
+from ptq4adm.models import TextToAudioPipeline, families, find_adapter, save_components
 from ptq4adm.nn import StepIndex, StorageLayer, attach_step_hook
 from ptq4adm.nn.conv import padding_reason, unsupported_reason
 from ptq4adm.nn.fuse import fuse_blocks
@@ -204,9 +204,10 @@ def load_pipeline(
     Raises:
         MissingComponentError: if the folder or a component is missing.
         CheckpointError: if a file is broken; see its children.
+        UnsupportedModelError: if the folder is of no family that is known.
         BackendUnavailableError: if the named backend cannot run here.
     """
-    return TextToAudioPipeline.from_folder(path, device=device, dtype=dtype, backend=backend)
+    return families.load_pipeline(path, device=device, dtype=dtype, backend=backend)
 
 
 def check_output(out: str | Path, *, overwrite: bool = False) -> None:

@@ -124,10 +124,10 @@ def test_nan_activations_while_calibrating_name_the_layer_and_the_prompt(
 @pytest.mark.parametrize("backend", ["reference", "auto"])
 def test_nan_activations_while_generating(packed: Path, backend: str) -> None:
     pipe = ptq4adm.load_pipeline(packed, backend=backend)
-    embeds = pipe.encode_prompts(PROMPTS)
-    embeds[0, 0] = float("nan")
+    conditioning = pipe.encode_prompts(PROMPTS)
+    conditioning.tensors["class_labels"][0, 0] = float("nan")
     with pytest.raises(errors.NonFiniteError, match="NaN"):
-        pipe.denoise(embeds, steps=2)
+        pipe.denoise(conditioning, steps=2)
 
 
 def test_quantizing_twice(packed: Path, calibration: ptq4adm.Calibration) -> None:
@@ -244,15 +244,15 @@ def test_steps_outside_the_calibrated_range(packed: Path) -> None:
     # two steps reached two of ten buckets; a third step lies between them
     with pytest.raises(errors.UncalibratedStepError, match="calibrate with more steps"):
         pipe(PROMPTS[0], steps=3)
-    sample, embeds = torch.zeros(1, 8, 8, 8), pipe.encode_prompts(PROMPTS[0])
+    sample = torch.zeros(1, 8, 8, 8)
+    conditioning = pipe.encode_prompts(PROMPTS[0])
     with pytest.raises(errors.UncalibratedStepError, match=r"outside 0 \.\. 999"):
-        pipe.unet(sample, 1000, encoder_hidden_states=None, class_labels=embeds)
+        pipe.unet(sample, 1000, **conditioning.arguments)
     with pytest.raises(errors.MixedTimestepError, match="one batch"):
         pipe.unet(
             sample.expand(2, -1, -1, -1),
             torch.tensor([999, 499]),
-            encoder_hidden_states=None,
-            class_labels=embeds.expand(2, -1),
+            **conditioning.expand(2).arguments,
         )
 
 

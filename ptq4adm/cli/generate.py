@@ -72,7 +72,7 @@ def add_command(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from ptq4adm.models.pipeline import check_prompts
+    from ptq4adm.models.conditioning import check_prompts
     from ptq4adm.quantization import load_pipeline
 
     prompts = list(args.prompt) + (read_prompts(args.prompts) if args.prompts else [])

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn import functional
 
 from ptq4adm.errors import ConfigError
-from ptq4adm.models.components import COMPONENTS
+from ptq4adm.models.conditioning import Conditioning
 from ptq4adm.models.pipeline import TextToAudioPipeline
-from ptq4adm.models.unet2d import UNet2DAdapter
-from ptq4adm.protocols import SamplingDefaults, StepCallback
+from ptq4adm.protocols import SamplingDefaults
+
+_DEFAULTS = SamplingDefaults(steps=25, guidance=2.5)
 
 # block_out_channels of the published models: model_channels 128, 192, 256 times 1, 2, 3, 5
 _REAL_CHANNELS = {
@@ -22,47 +23,37 @@ _REAL_CHANNELS = {
 }
 
 
-class AudioLDMAdapter(UNet2DAdapter):
-    """Pipelines of AudioLDM's kind, of this package or of diffusers."""
+@dataclass
+class AudioLDM(TextToAudioPipeline):
+    """A pipeline of AudioLDM's kind, of any size.
+
+    The same arithmetic as `diffusers.AudioLDMPipeline` (deprecated there; a test compares the two).
+    `text_encoder` is a `ClapTextModelWithProjection`, `vocoder` a `SpeechT5HifiGan`.
+    """
+
+    defaults: SamplingDefaults = _DEFAULTS
 
     family = "audioldm"
+    index_class = "AudioLDMPipeline"
+    family_defaults = _DEFAULTS
 
-    def denoiser(self, pipe: Any) -> nn.Module:
-        """The pipeline's UNet."""
-        unet: nn.Module = pipe.unet
-        return unet
+    def _encode(self, texts: list[str]) -> Conditioning:
+        """`class_labels` [B, D]: text vectors, each of unit length."""
+        limit = self.tokenizer.model_max_length
+        tokens = self.tokenizer(
+            texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
+        )
+        self._warn_of_cut_prompts(texts, limit)
+        device = next(self.text_encoder.parameters()).device
+        vectors = self.text_encoder(
+            tokens.input_ids.to(device), attention_mask=tokens.attention_mask.to(device)
+        ).text_embeds
+        labels = functional.normalize(vectors, dim=-1)
+        # attention sees no text: both layers of a block attend to the image itself
+        return Conditioning({"encoder_hidden_states": None, "class_labels": labels})
 
-    def num_train_timesteps(self, pipe: Any) -> int:
-        """The scheduler's number."""
-        return int(pipe.scheduler.config.num_train_timesteps)
-
-    def sampling_defaults(self, pipe: Any) -> SamplingDefaults:
-        """The pipeline's own steps and guidance."""
-        return as_pipeline(pipe).defaults
-
-    def run(
-        self,
-        pipe: Any,
-        prompts: Sequence[str],
-        *,
-        steps: int,
-        guidance: float,
-        seed: int,
-        on_step: StepCallback | None = None,
-    ) -> Tensor:
-        """Encode and denoise; see `TextToAudioPipeline.denoise`."""
-        ours = as_pipeline(pipe)
-        embeds = ours.encode_prompts(prompts)
-        return ours.denoise(
-            embeds, steps=steps, guidance=guidance, seed=seed, callback=on_step
-        ).float()
-
-
-def as_pipeline(pipe: Any) -> TextToAudioPipeline:
-    """The same components as a pipeline of this package; no weight is copied."""
-    if isinstance(pipe, TextToAudioPipeline):
-        return pipe
-    return TextToAudioPipeline(**{name: getattr(pipe, name) for name in COMPONENTS})
+    def _unconditional(self, conditioning: Conditioning) -> Conditioning:  # noqa: ARG002
+        return self._encode([""])
 
 
 def real_unet(name: str, *, device: str | torch.device = "cpu") -> nn.Module:

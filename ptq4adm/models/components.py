@@ -160,7 +160,8 @@ def save_components(pipe: Any, folder: Path, *, skip: Collection[str] = ()) -> N
         MissingComponentError: if the pipeline lacks one.
     """
     index: dict[str, Any] = {
-        "_class_name": "AudioLDMPipeline",
+        # a pipeline of diffusers is of the class that diffusers has for it
+        "_class_name": getattr(pipe, "index_class", type(pipe).__name__),
         "_diffusers_version": _diffusers_version(),
     }
     for name in COMPONENTS:

@@ -1,34 +1,38 @@
-"""Text to audio: prompt -> CLAP text vector -> latents denoised by the UNet -> log-mel -> waveform.
+"""Text to audio, what all model families share: the denoising loop, checks, folders.
 
-The same arithmetic as `diffusers.AudioLDMPipeline` (deprecated there; a test compares the two),
-with one noise generator per sample, so that a sample depends on its own seed and not on the batch
-it was made in.
+    prompts -> conditioning -> latents denoised by the UNet -> log-mel -> waveform
+
+A family (`ptq4adm.models.audioldm`, ...) says what its conditioning is, the shape of its latents
+and how they are decoded. Every sample has its own noise generator, also for the noise that a
+stochastic scheduler adds at each step: a sample depends on its own seed and not on the batch it was
+made in.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ptq4adm.errors import (
     BackendUnavailableError,
     ConfigError,
     NonFiniteError,
-    PromptError,
     ShapeError,
+    UnsupportedModelError,
 )
 from ptq4adm.models.components import (
     COMPONENTS,
     GUIDANCE_ENTRY,
+    INDEX_FILE,
     STEPS_ENTRY,
     component_folder,
     load_component,
@@ -36,25 +40,27 @@ from ptq4adm.models.components import (
     read_json,
     save_components,
 )
+from ptq4adm.models.conditioning import Conditioning, check_prompts
+from ptq4adm.models.noise import draw_noise, noise_generators, step_options
 from ptq4adm.nn.hoist import can_prepare, prepared
 from ptq4adm.protocols import SamplingDefaults, StepCallback
 
 logger = logging.getLogger(__name__)
 
-DEFAULTS = SamplingDefaults(steps=25, guidance=2.5)
+Self = TypeVar("Self", bound="TextToAudioPipeline")
 
 
 @dataclass
-class TextToAudioPipeline:
-    """A latent diffusion pipeline of AudioLDM's kind, of any size.
+class TextToAudioPipeline(ABC):
+    """A latent diffusion pipeline; its subclasses are the model families.
 
     Attributes:
-        unet: `UNet2DConditionModel` conditioned by class embeddings.
-        vae: `AutoencoderKL` over [B, 1, T, mel bins] log-mel.
-        text_encoder: `ClapTextModelWithProjection`.
+        unet: `UNet2DConditionModel`, float or packed.
+        vae: `AutoencoderKL` over [B, 1, T, mel bins] log-mel, unless the family says otherwise.
+        text_encoder: what turns tokens into the conditioning.
         tokenizer: its tokenizer.
         scheduler: a diffusers scheduler; DDIM runs with eta 0.
-        vocoder: `SpeechT5HifiGan`.
+        vocoder: log-mel to waveform.
         defaults: steps and guidance used when a call names none.
     """
 
@@ -64,20 +70,37 @@ class TextToAudioPipeline:
     tokenizer: Any
     scheduler: Any
     vocoder: Any
-    defaults: SamplingDefaults = DEFAULTS
+    defaults: SamplingDefaults
 
-    family = "audioldm"
+    family: ClassVar[str]
+    """Name of the family, written into quantized checkpoints."""
+    index_class: ClassVar[str]
+    """`_class_name` of the family's `model_index.json`."""
+    family_defaults: ClassVar[SamplingDefaults]
+    """Steps and guidance of a folder that names none."""
+
+    # --- what a family says ---------------------------------------------------------------------
+
+    @abstractmethod
+    def _encode(self, texts: list[str]) -> Conditioning:
+        """Conditioning of checked prompts."""
+
+    @abstractmethod
+    def _unconditional(self, conditioning: Conditioning) -> Conditioning:
+        """Conditioning of the empty prompt, for one sample, of the same shapes but the batch."""
 
     @classmethod
     def from_folder(
-        cls,
+        cls: type[Self],
         path: str | Path,
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         backend: str = "auto",
-    ) -> TextToAudioPipeline:
+    ) -> Self:
         """Load a folder in diffusers' layout, with a float or a packed UNet.
+
+        `ptq4adm.load_pipeline` finds the family by itself.
 
         Args:
             path: the folder.
@@ -88,19 +111,25 @@ class TextToAudioPipeline:
         Raises:
             MissingComponentError: if the folder or a component is missing.
             CheckpointError: if a file is broken; see its children.
+            UnsupportedModelError: if the folder is of another family.
             BackendUnavailableError: if there is no such device here.
         """
         check_device(device)
         folder = Path(path)
         index = read_index(folder)
+        if index.get("_class_name") != cls.index_class:
+            raise UnsupportedModelError(
+                f"{folder / INDEX_FILE}: is a {index.get('_class_name')!r}, {cls.__name__} reads "
+                f"{cls.index_class!r}; load it with ptq4adm.load_pipeline, which knows every family"
+            )
         for name in COMPONENTS:
             component_folder(folder, name)
         # the UNet first: it is the part whose format can be refused
-        parts: dict[str, Any] = {"unet": _load_unet(folder, index["unet"], dtype, backend)}
+        parts: dict[str, Any] = {"unet": load_unet(folder, index["unet"], dtype, backend)}
         for name in COMPONENTS:
             if name not in parts:
                 parts[name] = load_component(folder, name, index[name], dtype)
-        return cls(**parts, defaults=_read_defaults(index)).to(device)
+        return cls(**parts, defaults=_read_defaults(index, cls.family_defaults)).to(device)
 
     @property
     def device(self) -> torch.device:
@@ -135,10 +164,12 @@ class TextToAudioPipeline:
         rows = size if isinstance(size, int) else size[0]
         return rows * self.vae_factor * self.hop / self.sampling_rate
 
-    def to(self, device: str | torch.device) -> TextToAudioPipeline:
+    def to(self: Self, device: str | torch.device) -> Self:
         """Move every module; returns the pipeline."""
-        for module in (self.unet, self.vae, self.text_encoder, self.vocoder):
-            module.to(device)
+        for name in COMPONENTS:
+            component = getattr(self, name)
+            if isinstance(component, nn.Module):
+                component.to(device)
         return self
 
     def latent_shape(self, seconds: float | None = None) -> tuple[int, int, int]:
@@ -161,11 +192,9 @@ class TextToAudioPipeline:
             int(self.vocoder.config.model_in_dim) // self.vae_factor,
         )
 
-    def encode_prompts(self, prompts: str | Sequence[str]) -> Tensor:
-        """Text vectors of prompts, each of unit length.
-
-        Returns:
-            [B, D] in the text encoder's dtype.
+    @torch.no_grad()
+    def encode_prompts(self, prompts: str | Sequence[str]) -> Conditioning:
+        """What the denoiser is told about prompts, in the text encoder's dtype.
 
         Raises:
             PromptError: if there is none, or one is empty or not a string.
@@ -175,7 +204,7 @@ class TextToAudioPipeline:
     @torch.no_grad()
     def denoise(
         self,
-        embeds: Tensor,
+        conditioning: Conditioning,
         *,
         steps: int | None = None,
         guidance: float | None = None,
@@ -190,10 +219,10 @@ class TextToAudioPipeline:
         the UNet together, in this order.
 
         Args:
-            embeds: [B, D] of `encode_prompts`.
+            conditioning: of `encode_prompts`.
             steps: denoising steps; default `defaults.steps`.
             guidance: classifier-free guidance scale; default `defaults.guidance`.
-            seed: sample i starts from the noise of seed + i.
+            seed: all noise of sample i is that of seed + i.
             seconds: length of a clip; default `seconds`.
             latents: start from this unit noise [B, C, H, W] instead.
             callback: called after every step.
@@ -209,40 +238,31 @@ class TextToAudioPipeline:
         steps = self.defaults.steps if steps is None else steps
         guidance = self.defaults.guidance if guidance is None else guidance
         self._check_sampling(steps, guidance, seed)
-        device = self.device
-        batch, shape = embeds.shape[0], self.latent_shape(seconds)
+        batch, shape = conditioning.batch, self.latent_shape(seconds)
+        generators = noise_generators(batch, seed)
+        # drawn in any case: the noise of the steps is the same whoever gives the first one
+        noise = draw_noise(shape, generators)
         if latents is None:
-            latents = initial_noise(batch, shape, seed)
+            latents = noise
         elif tuple(latents.shape) != (batch, *shape):
             raise ShapeError(f"latents: expected {(batch, *shape)}, got {tuple(latents.shape)}")
-        is_guided = guidance > 1.0
-        conditions = embeds.to(device, self.dtype)
-        if is_guided:
-            conditions = torch.cat(
-                [self._encode([""]).to(conditions).expand(batch, -1), conditions]
-            )
-        self.scheduler.set_timesteps(steps, device=device)
-        latents = latents.to(conditions) * self.scheduler.init_noise_sigma
-        with self._constants(conditions):
+        conditioning = conditioning.to(self.device, self.dtype)
+        if guidance > 1.0:
+            empty = self._unconditional(conditioning).to(self.device, self.dtype)
+            conditioning = Conditioning.cat([empty.expand(batch), conditioning])
+        self.scheduler.set_timesteps(steps, device=self.device)
+        latents = latents.to(self.device, self.dtype) * self.scheduler.init_noise_sigma
+        options = step_options(self.scheduler, generators)
+        with self._constants(conditioning):
             for i, t in enumerate(self.scheduler.timesteps):
-                doubled = torch.cat([latents, latents]) if is_guided else latents
-                prediction = self.unet(
-                    self.scheduler.scale_model_input(doubled, t),
-                    t,
-                    encoder_hidden_states=None,
-                    class_labels=conditions,
-                ).sample
-                if is_guided:
-                    unconditional, conditional = prediction.chunk(2)
-                    prediction = unconditional + guidance * (conditional - unconditional)
-                latents = self.scheduler.step(prediction, t, latents).prev_sample
+                prediction = self._predict(latents, t, conditioning, guidance)
+                latents = self.scheduler.step(prediction, t, latents, **options).prev_sample
                 if callback is not None:
                     callback(i, int(t), latents)
         if not bool(torch.isfinite(latents).all()):
             raise NonFiniteError(
                 f"latents after {steps} steps hold NaN or infinity: the UNet's weights or the "
-                "text vectors are "
-                "broken, or float16 overflowed; try dtype float32"
+                "text encoder's are broken, or float16 overflowed; try dtype float32"
             )
         return latents
 
@@ -275,9 +295,13 @@ class TextToAudioPipeline:
         Returns:
             Waveform float32 [B, S] on the CPU, cut to `seconds`.
         """
-        embeds = self.encode_prompts(prompts)
         latents = self.denoise(
-            embeds, steps=steps, guidance=guidance, seed=seed, seconds=seconds, callback=callback
+            self.encode_prompts(prompts),
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            seconds=seconds,
+            callback=callback,
         )
         length = self.seconds if seconds is None else seconds
         return self.decode(latents)[:, : round(length * self.sampling_rate)]
@@ -286,27 +310,36 @@ class TextToAudioPipeline:
         """Write every component but `skip`, and the index."""
         save_components(self, Path(folder), skip=skip)
 
-    def _constants(self, conditions: Tensor) -> AbstractContextManager[None]:
-        """Projections of the timesteps and of the conditions, computed before the loop."""
+    def _predict(
+        self, latents: Tensor, t: Tensor, conditioning: Conditioning, guidance: float
+    ) -> Tensor:
+        """One call of the UNet: on both halves of the conditioning if there is guidance."""
+        is_guided = guidance > 1.0
+        doubled = torch.cat([latents, latents]) if is_guided else latents
+        scaled = self.scheduler.scale_model_input(doubled, t)
+        prediction: Tensor = self.unet(scaled, t, **conditioning.arguments).sample
+        if not is_guided:
+            return prediction
+        unconditional, conditional = prediction.chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
+
+    def _constants(self, conditioning: Conditioning) -> AbstractContextManager[None]:
+        """What depends on timesteps or conditioning alone, computed before the loop."""
         if can_prepare(self.unet):
-            return prepared(self.unet, self.scheduler.timesteps, class_labels=conditions)
+            return prepared(
+                self.unet,
+                self.scheduler.timesteps,
+                class_labels=conditioning.get("class_labels"),
+                encoder_hidden_states=conditioning.get("encoder_hidden_states"),
+            )
         logger.info("%s: every step computes its own projections", type(self.unet).__name__)
         return nullcontext()
 
-    @torch.no_grad()
-    def _encode(self, texts: list[str]) -> Tensor:
-        limit = self.tokenizer.model_max_length
-        tokens = self.tokenizer(
-            texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
-        )
+    def _warn_of_cut_prompts(self, texts: list[str], limit: int) -> None:
+        """Say which prompts have more tokens than the text encoder reads."""
         for text, ids in zip(texts, self.tokenizer(texts)["input_ids"], strict=True):
             if len(ids) > limit:
                 logger.warning("prompt cut to %d tokens, the text encoder's limit: %r", limit, text)
-        device = next(self.text_encoder.parameters()).device
-        vectors = self.text_encoder(
-            tokens.input_ids.to(device), attention_mask=tokens.attention_mask.to(device)
-        ).text_embeds
-        return functional.normalize(vectors, dim=-1)
 
     def _check_sampling(self, steps: int, guidance: float, seed: int) -> None:
         limit = self.scheduler.config.num_train_timesteps
@@ -320,34 +353,6 @@ class TextToAudioPipeline:
             )
         if not 0 <= seed < 2**63:
             raise ConfigError(f"seed = {seed}: expected 0 to 2^63 - 1")
-
-
-def check_prompts(prompts: str | Sequence[str]) -> list[str]:
-    """Prompts as a list.
-
-    Raises:
-        PromptError: if there is none, or one is empty or not a string.
-    """
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not texts:
-        raise PromptError("no prompt given: expected at least one sentence")
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise PromptError(f"prompt {i}: expected a string, got {type(text).__name__}")
-        if not text.strip():
-            raise PromptError(
-                f"prompt {i} is empty: describe the sound in words, such as 'a dog barks'"
-            )
-    return texts
-
-
-def initial_noise(batch: int, shape: tuple[int, int, int], seed: int) -> Tensor:
-    """Unit noise float32 [B, C, H, W] on the CPU, the same for every device.
-
-    Sample i is the noise of seed + i.
-    """
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(batch)]
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
 def check_device(device: str | torch.device) -> None:
@@ -365,7 +370,8 @@ def check_device(device: str | torch.device) -> None:
         ) from error
 
 
-def _load_unet(folder: Path, entry: list[str], dtype: torch.dtype, backend: str) -> nn.Module:
+def load_unet(folder: Path, entry: list[str], dtype: torch.dtype, backend: str) -> nn.Module:
+    """The UNet of a folder in diffusers' layout, float or packed."""
     config = component_folder(folder, "unet") / "config.json"
     if config.is_file() and "quantization_config" in read_json(config):
         from ptq4adm.packing.checkpoint import load_denoiser
@@ -375,8 +381,8 @@ def _load_unet(folder: Path, entry: list[str], dtype: torch.dtype, backend: str)
     return unet
 
 
-def _read_defaults(index: dict[str, Any]) -> SamplingDefaults:
+def _read_defaults(index: dict[str, Any], otherwise: SamplingDefaults) -> SamplingDefaults:
     return SamplingDefaults(
-        steps=int(index.get(STEPS_ENTRY, DEFAULTS.steps)),
-        guidance=float(index.get(GUIDANCE_ENTRY, DEFAULTS.guidance)),
+        steps=int(index.get(STEPS_ENTRY, otherwise.steps)),
+        guidance=float(index.get(GUIDANCE_ENTRY, otherwise.guidance)),
     )

@@ -17,6 +17,7 @@ from ptq4adm.errors import (
     UnsupportedModelError,
 )
 from ptq4adm.models import find_adapter, real_unet, shipped_pipeline_path
+from ptq4adm.models.audioldm import AudioLDM
 from ptq4adm.models.components import COMPONENTS
 from ptq4adm.models.pipeline import TextToAudioPipeline
 from ptq4adm.protocols import DenoiserAdapter
@@ -26,7 +27,7 @@ PROMPTS = ["a dog barks", "a bell"]
 
 @pytest.fixture(scope="module")
 def pipe(tiny_pipeline: Path) -> TextToAudioPipeline:
-    return TextToAudioPipeline.from_folder(tiny_pipeline)
+    return AudioLDM.from_folder(tiny_pipeline)
 
 
 def _concatenations(monkeypatch: pytest.MonkeyPatch, run: object) -> list[tuple[int, int]]:

@@ -19,15 +19,17 @@ from ptq4adm.errors import (
     PromptError,
     ShapeError,
 )
+from ptq4adm.models.audioldm import AudioLDM
 from ptq4adm.models.components import COMPONENTS
-from ptq4adm.models.pipeline import TextToAudioPipeline, initial_noise
+from ptq4adm.models.noise import initial_noise
+from ptq4adm.models.pipeline import TextToAudioPipeline
 
 PROMPTS = ["a dog barks", "rain falls on a roof while a bell rings"]
 
 
 @pytest.fixture(scope="module")
 def pipe(tiny_pipeline: Path) -> TextToAudioPipeline:
-    return TextToAudioPipeline.from_folder(tiny_pipeline)
+    return AudioLDM.from_folder(tiny_pipeline)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5], ids=["unguided", "guided"])
@@ -63,7 +65,7 @@ def test_a_quantized_diffusers_pipeline_agrees_too(tiny_pipeline: Path) -> None:
 
     import ptq4adm
 
-    ours = TextToAudioPipeline.from_folder(tiny_pipeline)
+    ours = AudioLDM.from_folder(tiny_pipeline)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = AudioLDMPipeline(**{name: getattr(ours, name) for name in COMPONENTS})
@@ -146,7 +148,7 @@ def test_a_factor_4_vae_gives_the_published_latents(tiny_pipeline: Path) -> None
 
     from ptq4adm.models import real_unet
 
-    pipe = TextToAudioPipeline.from_folder(tiny_pipeline)
+    pipe = AudioLDM.from_folder(tiny_pipeline)
     pipe.unet = real_unet("audioldm-s", device="meta")
     pipe.vae = AutoencoderKL(
         in_channels=1,
@@ -180,7 +182,7 @@ def test_saved_components_load_bit_equal_and_in_diffusers(
     pipe: TextToAudioPipeline, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     pipe.save_components(tmp_path)
-    again = TextToAudioPipeline.from_folder(tmp_path)
+    again = AudioLDM.from_folder(tmp_path)
     assert torch.equal(again(PROMPTS, steps=2), pipe(PROMPTS, steps=2))
     assert again.defaults == pipe.defaults
     for name in ("unet/diffusion_pytorch_model.safetensors", "vocoder/model.safetensors"):
@@ -224,7 +226,7 @@ def test_latents_of_another_shape_are_refused(pipe: TextToAudioPipeline) -> None
 
 
 def test_nan_in_the_unet_is_reported(tiny_pipeline: Path) -> None:
-    pipe = TextToAudioPipeline.from_folder(tiny_pipeline)
+    pipe = AudioLDM.from_folder(tiny_pipeline)
     pipe.unet.conv_out.bias.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="NaN"):
         pipe(PROMPTS, steps=1)
@@ -242,25 +244,25 @@ def test_a_missing_component_is_named(tiny_pipeline: Path, tmp_path: Path, name:
     folder = shutil.copytree(tiny_pipeline, tmp_path / "copy")
     shutil.rmtree(folder / name)
     with pytest.raises(MissingComponentError, match=f"'{name}' is missing"):
-        TextToAudioPipeline.from_folder(folder)
+        AudioLDM.from_folder(folder)
 
 
 def test_a_missing_folder_index_entry_or_weights_file_is_named(
     tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(MissingComponentError, match="no such folder"):
-        TextToAudioPipeline.from_folder(tmp_path / "nowhere")
+        AudioLDM.from_folder(tmp_path / "nowhere")
     with pytest.raises(MissingComponentError, match=r"no model_index\.json"):
-        TextToAudioPipeline.from_folder(tmp_path)
+        AudioLDM.from_folder(tmp_path)
     folder = shutil.copytree(tiny_pipeline, tmp_path / "copy")
     (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(MissingComponentError, match="'vae' has no weights"):
-        TextToAudioPipeline.from_folder(folder)
+        AudioLDM.from_folder(folder)
     index = json.loads((folder / "model_index.json").read_text())
     del index["vocoder"]
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(MissingComponentError, match="names no vocoder"):
-        TextToAudioPipeline.from_folder(folder)
+        AudioLDM.from_folder(folder)
 
 
 def test_broken_files_are_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
@@ -268,10 +270,10 @@ def test_broken_files_are_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
     weights = folder / "vocoder" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="cannot load SpeechT5HifiGan"):
-        TextToAudioPipeline.from_folder(folder)
+        AudioLDM.from_folder(folder)
     (folder / "model_index.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
-        TextToAudioPipeline.from_folder(folder)
+        AudioLDM.from_folder(folder)
 
 
 def test_weights_that_lack_tensors_are_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
@@ -283,7 +285,7 @@ def test_weights_that_lack_tensors_are_refused(tiny_pipeline: Path, tmp_path: Pa
     del tensors["decoder.conv_out.bias"]
     save_file(tensors, weights)
     with pytest.raises(CheckpointError, match=r"decoder\.conv_out\.bias"):
-        TextToAudioPipeline.from_folder(folder)
+        AudioLDM.from_folder(folder)
 
 
 def test_a_model_folder_cannot_name_code_to_run(tiny_pipeline: Path, tmp_path: Path) -> None:
@@ -292,4 +294,4 @@ def test_a_model_folder_cannot_name_code_to_run(tiny_pipeline: Path, tmp_path: P
     index["scheduler"] = ["subprocess", "Popen"]
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="'subprocess'"):
-        TextToAudioPipeline.from_folder(folder)
+        AudioLDM.from_folder(folder)
