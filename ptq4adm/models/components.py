@@ -10,7 +10,7 @@ import contextlib
 import copy
 import importlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ STEPS_ENTRY, GUIDANCE_ENTRY = "_default_steps", "_default_guidance_scale"
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "vocoder")
 # classes are looked up by name in these two libraries only: a model folder cannot name code to run
 _LIBRARIES = ("diffusers", "transformers")
+# diffusers writes the name of a pipeline's own module for classes that live beside it
+_MODULES_OF_DIFFUSERS = ("audioldm2",)
 _WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.bin")
 
 
@@ -45,8 +47,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_index(folder: Path) -> dict[str, Any]:
+def component_names(pipe: Any) -> tuple[str, ...]:
+    """What a pipeline consists of: as its family says, or as diffusers lists it."""
+    own = getattr(pipe, "component_names", None)
+    if own is not None:
+        return tuple(own)
+    listed = getattr(pipe, "components", None)
+    return tuple(listed) if isinstance(listed, Mapping) else COMPONENTS
+
+
+def read_index(folder: Path, names: Sequence[str] = COMPONENTS) -> dict[str, Any]:
     """Read `model_index.json` and check that it names every component.
+
+    Args:
+        folder: of the pipeline.
+        names: its components.
 
     Raises:
         MissingComponentError: if the folder, the file or an entry is missing.
@@ -59,16 +74,16 @@ def read_index(folder: Path) -> dict[str, Any]:
         )
     if not (folder / INDEX_FILE).is_file():
         raise MissingComponentError(
-            f"{folder}: no {INDEX_FILE}; a pipeline folder has it beside {', '.join(COMPONENTS)}"
+            f"{folder}: no {INDEX_FILE}; a pipeline folder has it beside {', '.join(names)}"
         )
     index = read_json(folder / INDEX_FILE)
-    missing = [name for name in COMPONENTS if not index.get(name)]
+    missing = [name for name in names if not index.get(name)]
     if missing:
         raise MissingComponentError(
             f"{folder / INDEX_FILE}: names no {', '.join(missing)}; a text-to-audio pipeline needs "
-            f"{', '.join(COMPONENTS)}"
+            f"{', '.join(names)}"
         )
-    for name in COMPONENTS:
+    for name in names:
         entry = index[name]
         if not (
             isinstance(entry, list) and len(entry) == 2 and all(isinstance(e, str) for e in entry)
@@ -124,7 +139,8 @@ def load_component(folder: Path, name: str, entry: list[str], dtype: torch.dtype
     from safetensors import SafetensorError
 
     # diffusers' other way of loading needs accelerate, and warns at every load without it
-    options = {"low_cpu_mem_usage": False} if entry[0] == "diffusers" else {}
+    is_of_diffusers = cls.__module__.partition(".")[0] == "diffusers"
+    options = {"low_cpu_mem_usage": False} if is_of_diffusers else {}
     try:
         with _quiet_libraries():
             module, info = cls.from_pretrained(
@@ -164,7 +180,7 @@ def save_components(pipe: Any, folder: Path, *, skip: Collection[str] = ()) -> N
         "_class_name": getattr(pipe, "index_class", type(pipe).__name__),
         "_diffusers_version": _diffusers_version(),
     }
-    for name in COMPONENTS:
+    for name in component_names(pipe):
         component = getattr(pipe, name, None)
         if component is None:
             raise MissingComponentError(
@@ -202,6 +218,8 @@ def _quiet_libraries() -> Iterator[None]:
 
 def _resolve_class(folder: Path, name: str, entry: list[str]) -> Any:
     library, class_name = entry
+    if library in _MODULES_OF_DIFFUSERS:
+        library = "diffusers"
     if library not in _LIBRARIES:
         raise CheckpointError(
             f"{folder / INDEX_FILE}: {name!r} comes from {library!r}; supported are "
