@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
 
 from ptq4adm.config import METHOD
 from ptq4adm.integrations.on_import import call_after_import
@@ -17,6 +18,7 @@ __all__ = ["register", "register_on_import"]
 logger = logging.getLogger(__name__)
 
 _REGISTRY = "diffusers.quantizers.auto"
+_CONFIG, _QUANTIZER = "ptq4adm.integrations.config", "ptq4adm.integrations.quantizer"
 
 
 def register_on_import() -> None:
@@ -31,12 +33,15 @@ def register() -> None:
         ImportError: if the installed diffusers has no such registry.
     """
     registry = importlib.import_module(_REGISTRY)
-    home = importlib.import_module("ptq4adm.integrations.quantizer")
+    home = importlib.import_module(_QUANTIZER)
     registry.AUTO_QUANTIZER_MAPPING[METHOD] = home.PTQ4ADMQuantizer
     registry.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = home.PTQ4ADMConfig
 
 
 def _register_quietly() -> None:
+    # they import diffusers, which is how this may be called: they register at their end
+    if _is_being_imported(_CONFIG) or _is_being_imported(_QUANTIZER):
+        return
     try:
         register()
     except (ImportError, AttributeError) as error:
@@ -47,3 +52,8 @@ def _register_quietly() -> None:
             METHOD,
             error,
         )
+
+
+def _is_being_imported(name: str) -> bool:
+    module = sys.modules.get(name)
+    return module is not None and bool(getattr(module.__spec__, "_initializing", False))

@@ -7,6 +7,7 @@ from a folder and also says what every layer became; `ptq4adm.packing.descriptio
 from __future__ import annotations
 
 import copy
+import importlib
 import logging
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -194,3 +195,7 @@ class PTQ4ADMConfig(QuantizationConfigMixin):
         return isinstance(other, PTQ4ADMConfig) and self.to_dict() == other.to_dict()
 
     __hash__ = None  # type: ignore[assignment]
+
+
+# imported first, this module is the reason why the registry was not told yet
+importlib.import_module("ptq4adm.integrations.quantizer")

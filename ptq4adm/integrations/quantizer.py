@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from ptq4adm.errors import (
     CalibrationError,
+    CheckpointError,
     CheckpointShapeError,
     ConfigError,
     DependencyError,
 )
+from ptq4adm.integrations import register
 from ptq4adm.integrations.config import PTQ4ADMConfig
 from ptq4adm.models import find_adapter
 from ptq4adm.nn import StorageLayer, find_step, set_backend
@@ -100,8 +102,17 @@ class PTQ4ADMQuantizer(DiffusersQuantizer):
     def maybe_update_loaded_keys(
         self, loaded_keys: list[str], checkpoint_files: list[str]
     ) -> list[str]:
-        """Remember the names of the file's tensors; changes none."""
-        del checkpoint_files
+        """Remember the names of the file's tensors; changes none.
+
+        Raises:
+            CheckpointError: if they come from a pickle.
+        """
+        pickled = [name for name in map(str, checkpoint_files) if not name.endswith(".safetensors")]
+        if self.pre_quantized and pickled:
+            raise CheckpointError(
+                f"{pickled[0]}: quantized models are read from safetensors only; get the folder "
+                "with its .safetensors files"
+            )
         self._stored = list(loaded_keys)
         return loaded_keys
 
@@ -272,3 +283,6 @@ def _check_device_map(device_map: Any) -> None:
             f"device_map: a quantized UNet is small and runs on one device, got {devices}; pass "
             "device_map={'': DEVICE}, or load it on the CPU and use enable_model_cpu_offload"
         )
+
+
+register()

@@ -95,7 +95,7 @@ class AudioLDM2(TextToAudioPipeline):
 
 
 def _join(parts: list[Any], length: int = 0) -> Conditioning:
-    """One batch of diffusers' (tokens, mask, generated), padded to one length, at least `length`."""
+    """One batch of diffusers' (tokens, mask, generated), all of one length, at least `length`."""
     length = max([length, *(int(tokens.shape[1]) for tokens, _, _ in parts)])
     return Conditioning(
         {

@@ -1,4 +1,4 @@
-"""A folder of diffusers' `AudioLDM2Pipeline` with small random components, made without a network."""
+"""A folder of diffusers' `AudioLDM2Pipeline` with small random components; no network."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ def _text_parts() -> dict[str, Any]:
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
     return {
-        "text_encoder": ClapModel(ClapConfig(text_config=clap_text, audio_config=clap_audio, projection_dim=CLAP)),
+        "text_encoder": ClapModel(
+            ClapConfig(text_config=clap_text, audio_config=clap_audio, projection_dim=CLAP)
+        ),
         "tokenizer": RobertaTokenizerFast(vocab=vocab, merges=[], model_max_length=48),
         "text_encoder_2": T5EncoderModel(
-            T5Config(
-                vocab_size=len(pieces), d_model=T5, d_kv=8, d_ff=37, num_layers=1, num_heads=2
-            )
+            T5Config(vocab_size=len(pieces), d_model=T5, d_kv=8, d_ff=37, num_layers=1, num_heads=2)
         ),
         "tokenizer_2": T5TokenizerFast(
             tokenizer_object=unigram, extra_ids=0, model_max_length=32, pad_token="<pad>"
