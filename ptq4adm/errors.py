@@ -108,6 +108,10 @@ class CheckpointShapeError(CheckpointError):
     """A checkpoint's tensors do not have the shapes its configuration asks for."""
 
 
+class UnsafeCheckpointError(CheckpointError):
+    """A pickled checkpoint asks for code to be run; none of it was."""
+
+
 class OutputError(Ptq4admError, RuntimeError):
     """An output file or folder cannot be written."""
 

@@ -192,22 +192,27 @@ def load_pipeline(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
+    **original: Any,
 ) -> TextToAudioPipeline:
-    """Read a pipeline folder, with a float or a quantized denoiser.
+    """Read a pipeline: a folder in diffusers' layout, or the files that a model was published as.
 
     Args:
-        path: the folder.
+        path: a folder in diffusers' layout, with a float or a quantized denoiser; the folder or
+            .ckpt file of a Make-An-Audio; the .ckpt file of an AudioLDM.
         device: where the modules go.
         dtype: of the float modules, and of the tensors between layers.
         backend: which kernels a quantized denoiser runs on.
+        original: for published files, what they do not say: see `MakeAnAudio.from_original` and
+            `AudioLDM.from_original` (tokenizer, heads, ema).
 
     Raises:
         MissingComponentError: if the folder or a component is missing.
         CheckpointError: if a file is broken; see its children.
         UnsupportedModelError: if the folder is of no family that is known.
+        ConfigError: if `original` is not for these files.
         BackendUnavailableError: if the named backend cannot run here.
     """
-    return families.load_pipeline(path, device=device, dtype=dtype, backend=backend)
+    return families.load_pipeline(path, device=device, dtype=dtype, backend=backend, **original)
 
 
 def check_output(out: str | Path, *, overwrite: bool = False) -> None:

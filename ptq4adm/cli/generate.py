@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptq4adm.cli.options import (
+    add_original_options,
     add_output_options,
     add_run_options,
     model_folder,
+    original_options,
     print_result,
     read_prompts,
     set_threads,
@@ -35,7 +37,9 @@ def add_command(commands: Any) -> None:
         help="make audio from prompts",
         description="Make one clip a prompt, with a float or a quantized pipeline.",
     )
-    parser.add_argument("model", metavar="MODEL", help="pipeline folder, or 'shipped'")
+    parser.add_argument(
+        "model", metavar="MODEL", help="pipeline folder, published files (.ckpt), or 'shipped'"
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -63,6 +67,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--seconds", type=float, metavar="S", help="length of a clip (default: the model's)"
     )
+    add_original_options(parser)
     add_run_options(parser)
     add_output_options(parser)
     parser.set_defaults(
@@ -87,7 +92,12 @@ def run(args: argparse.Namespace) -> int:
     )
     _prepare_folder(files[0].parent)
     set_threads(args.threads)
-    pipe = load_pipeline(model_folder(args.model), device=args.device, backend=args.backend)
+    pipe = load_pipeline(
+        model_folder(args.model),
+        device=args.device,
+        backend=args.backend,
+        **original_options(args),
+    )
     start = time.monotonic()
     _generate(args, pipe, prompts, files)
     seconds = time.monotonic() - start

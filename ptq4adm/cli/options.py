@@ -32,6 +32,38 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_original_options(parser: argparse.ArgumentParser) -> None:
+    """--tokenizer, --heads, --ema."""
+    group = parser.add_argument_group(
+        "published files (a .ckpt file, or its folder)", "what they do not say themselves"
+    )
+    group.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="DIR",
+        help="folder of the tokenizer, bert-base-uncased or roberta-base (default: the one of that "
+        "name beside the .ckpt file)",
+    )
+    group.add_argument(
+        "--heads",
+        choices=("diffusers", "original"),
+        help="AudioLDM: attention heads as diffusers' conversion has them (default), or as the "
+        "original code",
+    )
+    group.add_argument(
+        "--ema",
+        action="store_true",
+        default=None,
+        help="AudioLDM: the averaged weights of the UNet, as the original code takes them",
+    )
+
+
+def original_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of `add_original_options` that were given."""
+    options = {name: getattr(args, name) for name in ("tokenizer", "heads", "ema")}
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def whole_number(text: str) -> int:
     """Argument type: at least 1."""
     value = int(text)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from ptq4adm.cli.options import (
     SHIPPED,
+    add_original_options,
     add_output_options,
     add_run_options,
     model_folder,
     note,
+    original_options,
     print_result,
     read_prompts,
     set_threads,
@@ -42,7 +44,8 @@ def add_command(commands: Any) -> None:
         nargs="?",
         default=SHIPPED,
         metavar="MODEL",
-        help="pipeline folder in diffusers' layout, or 'shipped' (default) for the packaged one",
+        help="pipeline folder in diffusers' layout, the published files of a model (.ckpt), or "
+        "'shipped' (default) for the packaged pipeline",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
@@ -51,6 +54,7 @@ def add_command(commands: Any) -> None:
     )
     _add_scheme_options(parser)
     _add_calibration_options(parser)
+    add_original_options(parser)
     add_run_options(parser)
     add_output_options(parser)
     parser.set_defaults(
@@ -155,6 +159,7 @@ def run(args: argparse.Namespace) -> int:
     )
     prompts = None if args.prompts is None else read_prompts(args.prompts)
 
+    from ptq4adm.models.families import recognize
     from ptq4adm.models.pipeline import check_device
     from ptq4adm.ops import resolve_backend
     from ptq4adm.quantization import check_output, load_pipeline, plan, quantize, save_pipeline
@@ -166,7 +171,9 @@ def run(args: argparse.Namespace) -> int:
     resolve_backend(args.backend, args.device)
     set_threads(args.threads)
     start = time.monotonic()
-    pipe = load_pipeline(model_folder(args.model), device=args.device)
+    folder = model_folder(args.model)
+    note(args, str(recognize(folder)))
+    pipe = load_pipeline(folder, device=args.device, **original_options(args))
     calibration = _load_calibration(args)
     planned = plan(pipe, config, calibration)
     if args.dry_run:

@@ -12,16 +12,18 @@ from ptq4adm.models.audioldm2 import AudioLDM2, audioldm2_unet
 from ptq4adm.models.components import INDEX_FILE, save_components
 from ptq4adm.models.conditioning import Conditioning
 from ptq4adm.models.families import find_adapter
-from ptq4adm.models.make_an_audio import make_an_audio_unet
+from ptq4adm.models.make_an_audio import MakeAnAudio, make_an_audio_unet
 from ptq4adm.models.pipeline import TextToAudioPipeline
-from ptq4adm.models.tango import tango_unet
+from ptq4adm.models.tango import Tango, tango_unet
 from ptq4adm.models.unet2d import UNet2DAdapter
 
 __all__ = [
     "AudioLDM",
     "AudioLDM2",
     "Conditioning",
+    "MakeAnAudio",
     "PipelineAdapter",
+    "Tango",
     "TextToAudioPipeline",
     "UNet2DAdapter",
     "audioldm2_unet",

@@ -9,13 +9,23 @@ from torch import Tensor, nn
 
 from ptq4adm.models.pipeline import TextToAudioPipeline
 from ptq4adm.models.unet2d import UNet2DAdapter
-from ptq4adm.protocols import SamplingDefaults, StepCallback
+from ptq4adm.protocols import Rule, SamplingDefaults, StepCallback
+
+# of a model that attends to text; AudioLDM's attn2 attends to the image as attn1 does
+_TEXT_RULES = tuple(
+    Rule(
+        f"*.attn2.{name}",
+        "w8",
+        "sees the text: computed once a prompt, and its error is in every step alike; weight-only",
+    )
+    for name in ("to_k", "to_v")
+)
 
 
 class PipelineAdapter(UNet2DAdapter):
     """Pipelines of one family, of this package or with the same components as attributes.
 
-    A family whose UNet needs rules of its own makes a subclass.
+    Beside the rules of every UNet, keys and values of a text are weight-only.
 
     Args:
         pipeline_class: the family's pipeline.
@@ -29,6 +39,13 @@ class PipelineAdapter(UNet2DAdapter):
         """The pipeline's UNet."""
         unet: nn.Module = pipe.unet
         return unet
+
+    def rules(self, denoiser: nn.Module) -> Sequence[Rule]:
+        """As for a bare UNet; keys and values of a text, with one width for all levels, too."""
+        rules = super().rules(denoiser)
+        config = getattr(denoiser, "config", None)
+        attends_to_text = isinstance(getattr(config, "cross_attention_dim", None), int)
+        return (*rules, *_TEXT_RULES) if attends_to_text else rules
 
     def num_train_timesteps(self, pipe: Any) -> int:
         """The scheduler's number."""

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from ptq4adm.errors import ConfigError
+from ptq4adm.models.audioldm_files import load_parts
 from ptq4adm.models.conditioning import Conditioning
+from ptq4adm.models.openai_unet import PREFIX as UNET_PREFIX
+from ptq4adm.models.original import checkpoint_names
 from ptq4adm.models.pipeline import TextToAudioPipeline
 from ptq4adm.protocols import SamplingDefaults
 
 _DEFAULTS = SamplingDefaults(steps=25, guidance=2.5)
+# of the original code, which samples with eta 1; here eta is 0, as in diffusers
+_ORIGINAL_DEFAULTS = SamplingDefaults(steps=200, guidance=2.5)
 
 # block_out_channels of the published models: model_channels 128, 192, 256 times 1, 2, 3, 5
 _REAL_CHANNELS = {
@@ -36,6 +42,39 @@ class AudioLDM(TextToAudioPipeline):
     family = "audioldm"
     index_class = "AudioLDMPipeline"
     family_defaults = _DEFAULTS
+
+    @classmethod
+    def is_original(cls, path: Path) -> bool:
+        """Whether a .ckpt file, or the only one of a folder, has a UNet with a text vector."""
+        return f"{UNET_PREFIX}film_emb.weight" in checkpoint_names(path)
+
+    @classmethod
+    def from_original(
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        tokenizer: str | Path | None = None,
+        heads: str = "diffusers",
+        ema: bool = False,
+    ) -> AudioLDM:
+        """Load an original .ckpt file; see `ptq4adm.models.audioldm_files`.
+
+        Args:
+            path: the file.
+            dtype: of the modules.
+            tokenizer: folder of roberta-base's tokenizer; None for the one beside the file.
+            heads: "diffusers" for 8 attention heads at every level, as diffusers' conversion has
+                them; "original" for heads of the original width.
+            ema: whether to take the averaged weights of the UNet, as the original code does.
+
+        Raises:
+            ConfigError: if `heads` is unknown.
+            MissingComponentError: if a file is missing.
+            CheckpointError: if a file is broken, or of another model; see its children.
+        """
+        parts = load_parts(path, tokenizer=tokenizer, heads=heads, ema=ema, dtype=dtype)
+        return cls(**parts, defaults=_ORIGINAL_DEFAULTS)
 
     def _encode(self, texts: list[str]) -> Conditioning:
         """`class_labels` [B, D]: text vectors, each of unit length."""

@@ -23,10 +23,16 @@ INDEX_FILE = "model_index.json"
 # beside the components' entries: names with an underscore are passed over by diffusers
 STEPS_ENTRY, GUIDANCE_ENTRY = "_default_steps", "_default_guidance_scale"
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "vocoder")
-# classes are looked up by name in these two libraries only: a model folder cannot name code to run
+# classes are looked up by name in these libraries only: a model folder cannot name code to run
 _LIBRARIES = ("diffusers", "transformers")
 # diffusers writes the name of a pipeline's own module for classes that live beside it
 _MODULES_OF_DIFFUSERS = ("audioldm2",)
+_OWN_LIBRARY = "ptq4adm"
+# class of this package to its module; each has from_pretrained and save_pretrained as diffusers' do
+OWN_CLASSES = {
+    "BigVGAN": "ptq4adm.models.bigvgan",
+    "ClapTokenEncoder": "ptq4adm.models.clap_tokens",
+}
 _WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.bin")
 
 
@@ -139,8 +145,7 @@ def load_component(folder: Path, name: str, entry: list[str], dtype: torch.dtype
     from safetensors import SafetensorError
 
     # diffusers' other way of loading needs accelerate, and warns at every load without it
-    is_of_diffusers = cls.__module__.partition(".")[0] == "diffusers"
-    options = {"low_cpu_mem_usage": False} if is_of_diffusers else {}
+    options = {} if entry[0] == "transformers" else {"low_cpu_mem_usage": False}
     try:
         with _quiet_libraries():
             module, info = cls.from_pretrained(
@@ -220,12 +225,15 @@ def _resolve_class(folder: Path, name: str, entry: list[str]) -> Any:
     library, class_name = entry
     if library in _MODULES_OF_DIFFUSERS:
         library = "diffusers"
-    if library not in _LIBRARIES:
+    if library not in (*_LIBRARIES, _OWN_LIBRARY):
         raise CheckpointError(
             f"{folder / INDEX_FILE}: {name!r} comes from {library!r}; supported are "
-            f"{' and '.join(_LIBRARIES)}"
+            f"{', '.join(_LIBRARIES)} and {_OWN_LIBRARY}"
         )
-    cls = getattr(importlib.import_module(library), class_name, None)
+    home = library
+    if library == _OWN_LIBRARY:
+        home = OWN_CLASSES.get(class_name, _OWN_LIBRARY)
+    cls = getattr(importlib.import_module(home), class_name, None)
     if not isinstance(cls, type) or not hasattr(cls, "from_pretrained"):
         raise CheckpointError(
             f"{folder / INDEX_FILE}: {name!r} is a {library}.{class_name}, which the installed "

@@ -80,8 +80,31 @@ class TextToAudioPipeline(ABC):
     """Steps and guidance of a folder that names none."""
     component_names: ClassVar[tuple[str, ...]] = COMPONENTS
     """Attributes and subfolders; a family may have more."""
+    float32_components: ClassVar[frozenset[str]] = frozenset()
+    """Modules that stay float32 whatever dtype is asked for."""
 
     # --- what a family says ---------------------------------------------------------------------
+
+    @classmethod
+    def is_original(cls, path: Path) -> bool:  # noqa: ARG003 - a family without one needs no path
+        """Whether a folder or file is a model in the layout that the family was published in."""
+        return False
+
+    @classmethod
+    def from_original(
+        cls: type[Self],
+        path: Path,
+        *,
+        dtype: torch.dtype = torch.float32,  # noqa: ARG003
+    ) -> Self:
+        """Load what `is_original` recognised, onto the CPU.
+
+        Raises:
+            UnsupportedModelError: if the family has no layout of its own.
+        """
+        raise UnsupportedModelError(
+            f"{path}: {cls.__name__} has no layout but diffusers'; give a folder with {INDEX_FILE}"
+        )
 
     @abstractmethod
     def _encode(self, texts: list[str]) -> Conditioning:
@@ -130,7 +153,8 @@ class TextToAudioPipeline(ABC):
         parts: dict[str, Any] = {"unet": load_unet(folder, index["unet"], dtype, backend)}
         for name in cls.component_names:
             if name not in parts:
-                parts[name] = load_component(folder, name, index[name], dtype)
+                kept = torch.float32 if name in cls.float32_components else dtype
+                parts[name] = load_component(folder, name, index[name], kept)
         return cls(**parts, defaults=_read_defaults(index, cls.family_defaults)).to(device)
 
     @property
@@ -295,7 +319,7 @@ class TextToAudioPipeline(ABC):
         """Make one clip a prompt; arguments as in `denoise`.
 
         Returns:
-            Waveform float32 [B, S] on the CPU, cut to `seconds`.
+            Waveform float32 [B, S] on the CPU, cut to `seconds`, or filled up with silence.
         """
         latents = self.denoise(
             self.encode_prompts(prompts),
@@ -306,7 +330,9 @@ class TextToAudioPipeline(ABC):
             callback=callback,
         )
         length = self.seconds if seconds is None else seconds
-        return self.decode(latents)[:, : round(length * self.sampling_rate)]
+        samples = round(length * self.sampling_rate)
+        waveform = self.decode(latents)[:, :samples]
+        return nn.functional.pad(waveform, (0, samples - waveform.shape[1]))
 
     def save_components(self, folder: str | Path, *, skip: Sequence[str] = ()) -> None:
         """Write every component but `skip`, and the index."""

@@ -4,7 +4,8 @@
     y = h + net.2(int8(geglu(net.0.proj(int8(norm3(h))))))
 
 Queries, keys and values see one int8 tensor where their scale tables are equal; attention itself
-is float. Tokens are the rows of the NHWC image, so no permutation copies anything.
+is float. Keys and values of a text may come from layers with float activations: they are computed
+once a prompt. Tokens are the rows of the NHWC image, so no permutation copies anything.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ class FusedBasicTransformerBlock(FusedBlock, BasicTransformerBlock):
         self, part: str, hidden: Tensor, context: Tensor | None, mask: Tensor | None
     ) -> Tensor:
         norm, attention = getattr(self, _NORM[part]), getattr(self, part)
-        if self.fusion.is_fused(part):
+        is_text = context is not None
+        if self.fusion.is_fused(part) and (is_text or is_quantized_linear(attention.to_k)):
             return _attention(norm, attention, hidden, context, mask)
         attended = attention(norm(hidden), encoder_hidden_states=context, attention_mask=mask)
         return attended + hidden
@@ -188,6 +190,8 @@ def _project_context(to_k: Any, to_v: Any, context: Tensor) -> tuple[Tensor, Ten
     key, value = recall(to_k, context), recall(to_v, context)
     if key is not None and value is not None:
         return key, value
+    if not is_quantized_linear(to_k):
+        return to_k(context), to_v(context)
     rows = context.reshape(-1, context.shape[-1])
     x_q, scale = to_k.quantize_input(rows, 0, "row")
     key = to_k.matmul(x_q, scale, out_dtype=context.dtype)
@@ -240,7 +244,7 @@ def plan_transformer_block(block: Any, name: str) -> Fusion:
     whole = _block_reason(block)
     reasons = {"attn1": whole or _attention_reason(block.norm1, block.attn1)}
     if block.attn2 is not None:
-        reasons["attn2"] = whole or _attention_reason(block.norm2, block.attn2)
+        reasons["attn2"] = whole or _attention_reason(block.norm2, block.attn2, is_cross=True)
     reasons["ff"] = whole or _feed_forward_reason(getattr(block, "norm3", None), block.ff)
     children: list[str] = []
     for part in ("attn1", "attn2"):
@@ -291,7 +295,7 @@ def _block_reason(block: Any) -> str:
     return ""
 
 
-def _attention_reason(norm: Any, attention: Any) -> str:
+def _attention_reason(norm: Any, attention: Any, *, is_cross: bool = False) -> str:
     if type(attention) is not Attention:
         return f"it is {type(attention).__name__}, not Attention"
     if type(attention.processor) is not AttnProcessor2_0:
@@ -310,13 +314,16 @@ def _attention_reason(norm: Any, attention: Any) -> str:
         "to_v": attention.to_v,
         "to_out.0": attention.to_out[0],
     }
+    if is_cross and not any(map(is_quantized_linear, (attention.to_k, attention.to_v))):
+        del layers["to_k"], layers["to_v"]
     reason = layers_reason(layers, "layernorm_quantize") or norm_reason(norm, nn.LayerNorm)
     reason = reason or layers_reason({"to_out.0": layers["to_out.0"]}, "attention")
     if not reason and attention.to_k.out_features != attention.to_q.out_features:
         reason = "its keys have other sizes than its queries"
     if not reason:
         # compared now, so that a traced call finds the answers
-        for first, second in combinations((attention.to_q, attention.to_k, attention.to_v), 2):
+        projections = filter(is_quantized_linear, (attention.to_q, attention.to_k, attention.to_v))
+        for first, second in combinations(projections, 2):
             first.quantizes_like(second)
     return reason
 

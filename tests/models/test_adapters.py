@@ -16,7 +16,13 @@ from ptq4adm.errors import (
     UnsupportedLayerError,
     UnsupportedModelError,
 )
-from ptq4adm.models import find_adapter, real_unet, shipped_pipeline_path
+from ptq4adm.models import (
+    find_adapter,
+    make_an_audio_unet,
+    real_unet,
+    shipped_pipeline_path,
+    tango_unet,
+)
 from ptq4adm.models.audioldm import AudioLDM
 from ptq4adm.models.components import COMPONENTS
 from ptq4adm.models.pipeline import TextToAudioPipeline
@@ -114,6 +120,16 @@ def test_rules_keep_the_ends_float_and_embeddings_weight_only(pipe: TextToAudioP
     assert scheme("down_blocks.0.resnets.0.time_emb_proj") == "w8"
     assert scheme("down_blocks.0.resnets.0.conv1") is None
     assert scheme("up_blocks.0.resnets.0.conv_shortcut") is None
+
+
+def test_keys_and_values_of_text_are_weight_only(pipe: TextToAudioPipeline) -> None:
+    for build in (tango_unet, make_an_audio_unet):
+        unet = build(device="meta")
+        patterns = [rule.pattern for rule in find_adapter(pipe).rules(unet)]
+        assert "*.attn2.to_k" in patterns
+        assert "*.attn2.to_v" in patterns
+    # attn2 of AudioLDM sees the image
+    assert not any("attn2" in rule.pattern for rule in find_adapter(pipe).rules(pipe.unet))
 
 
 def test_find_adapter_knows_our_pipeline_diffusers_and_a_bare_unet(

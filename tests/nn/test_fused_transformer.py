@@ -204,6 +204,33 @@ def test_mixed_schemes_in_one_block(
     pair.check(_tokens())
 
 
+@pytest.mark.parametrize("scheme", [Scheme.W8, Scheme.FLOAT])
+def test_keys_and_values_of_a_text_may_have_float_activations(
+    quantize_block: Quantize, make_recipe: Any, backend: str, scheme: Scheme
+) -> None:
+    overrides = {"attn2.to_k": scheme, "attn2.to_v": scheme}
+    pair = quantize_block(
+        _tango_block(), _cross_run, make_recipe(backend=backend, overrides=overrides)
+    )
+    assert pair.report.blocks[0].fused == ("attn1", "attn2", "ff")
+    names = ("encoder_hidden_states", "encoder_attention_mask")
+
+    def call(module: nn.Module, given: Any) -> Tensor:
+        return module(given[0], **dict(zip(names, given[1:], strict=True)))
+
+    pair.check(_tokens(), torch.randn(2, 9, TEXT), _bias(9, 4), call=call)
+    # the same block without text attends to its image: then norm and projections are not fused
+    square = quantize_block(
+        _audioldm_block(), _self_run, make_recipe(backend=backend, overrides=overrides)
+    )
+    square.check(_tokens())
+    # one of the two is not enough
+    mixed = make_recipe(backend=backend, overrides={"attn2.to_k": scheme})
+    report = quantize_block(_tango_block(), _cross_run, mixed).report
+    assert report.blocks[0].fused == ("attn1", "ff")
+    assert "to_k" in report.blocks[0].reasons["attn2"]
+
+
 UNFUSABLE: dict[str, Callable[[], BasicTransformerBlock]] = {
     "norm_type": lambda: _block(norm_type="ada_norm_zero", num_embeds_ada_norm=10),
     "positional embeddings": lambda: _block(

@@ -1,0 +1,1 @@
+"""Original architectures in plain torch: checkpoints with random weights, and their forwards."""
