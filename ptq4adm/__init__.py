@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ptq4adm.errors import Ptq4admError
     from ptq4adm.integrations.config import PTQ4ADMConfig
     from ptq4adm.integrations.model_card import model_card
+    from ptq4adm.integrations.processes import calibrate_in_processes, generate_in_processes
     from ptq4adm.integrations.quantizer import PTQ4ADMQuantizer
     from ptq4adm.models import shipped_pipeline_path
     from ptq4adm.models.pipeline import TextToAudioPipeline
@@ -41,6 +42,8 @@ _HOME = {
     "Ptq4admError": "ptq4adm.errors",
     "PTQ4ADMConfig": "ptq4adm.integrations.config",
     "PTQ4ADMQuantizer": "ptq4adm.integrations.quantizer",
+    "calibrate_in_processes": "ptq4adm.integrations.processes",
+    "generate_in_processes": "ptq4adm.integrations.processes",
     "model_card": "ptq4adm.integrations.model_card",
     "shipped_pipeline_path": "ptq4adm.models",
     "TextToAudioPipeline": "ptq4adm.models.pipeline",
@@ -72,7 +75,9 @@ __all__ = [
     "W8A8Linear",
     "__version__",
     "calibrate",
+    "calibrate_in_processes",
     "dequantize",
+    "generate_in_processes",
     "load_pipeline",
     "model_card",
     "plan",

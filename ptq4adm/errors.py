@@ -62,6 +62,10 @@ class DependencyError(Ptq4admError, ImportError):
     """An optional package that this needs is not installed."""
 
 
+class ProcessError(Ptq4admError, RuntimeError):
+    """Another process of a group failed, and its part is missing."""
+
+
 # --- calibration --------------------------------------------------------------------------------
 
 
