@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
+from tiny_audioldm2 import GPT, T5, tiny_audioldm2_unet
 from torch import Tensor, nn
 
+import ptq4adm
+from ptq4adm import QuantConfig
 from ptq4adm.errors import ConfigError, UnsupportedLayerError
 from ptq4adm.nn import HalfLinear, W4A8Linear, W8Linear
 from ptq4adm.packing.checkpoint import save_denoiser
@@ -116,6 +119,19 @@ def test_a_model_with_adapters_is_not_saved_under_wrong_names(
 def test_convolutions_are_refused_by_name(unet: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"W4A8Conv2d.* is not supported"):
         unet.add_adapter(LoraConfig(r=4, target_modules=["conv1"]))
+
+
+def test_audioldm2_is_adapted_without_diffusers_methods() -> None:
+    unet = tiny_audioldm2_unet().requires_grad_(False).eval()
+    config = QuantConfig(activation="dynamic", weight_observer="absmax")
+    ptq4adm.quantize(unet, config, progress=False)
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["to_k"]), unet)
+    inputs = (torch.randn(1, 8, 8, 8), torch.tensor(300), torch.randn(1, 8, GPT))
+    unet(*inputs, encoder_hidden_states_1=torch.randn(1, 3, T5)).sample.sum().backward()
+    # a fresh adapter is zero in its second matrix, through which the first has no gradient yet
+    second = [p.grad for name, p in unet.named_parameters() if "lora_B" in name]
+    assert second
+    assert all(grad is not None and bool(grad.abs().sum() > 0) for grad in second)
 
 
 @pytest.mark.parametrize("cls", [W4A8Linear, W8Linear, HalfLinear])
