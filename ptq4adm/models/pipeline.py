@@ -78,6 +78,8 @@ class TextToAudioPipeline(ABC):
     """`_class_name` of the family's `model_index.json`."""
     family_defaults: ClassVar[SamplingDefaults]
     """Steps and guidance of a folder that names none."""
+    component_names: ClassVar[tuple[str, ...]] = COMPONENTS
+    """Attributes and subfolders; a family may have more."""
     float32_components: ClassVar[frozenset[str]] = frozenset()
     """Modules that stay float32 whatever dtype is asked for."""
 
@@ -139,17 +141,17 @@ class TextToAudioPipeline(ABC):
         """
         check_device(device)
         folder = Path(path)
-        index = read_index(folder)
+        index = read_index(folder, cls.component_names)
         if index.get("_class_name") != cls.index_class:
             raise UnsupportedModelError(
                 f"{folder / INDEX_FILE}: is a {index.get('_class_name')!r}, {cls.__name__} reads "
                 f"{cls.index_class!r}; load it with ptq4adm.load_pipeline, which knows every family"
             )
-        for name in COMPONENTS:
+        for name in cls.component_names:
             component_folder(folder, name)
         # the UNet first: it is the part whose format can be refused
         parts: dict[str, Any] = {"unet": load_unet(folder, index["unet"], dtype, backend)}
-        for name in COMPONENTS:
+        for name in cls.component_names:
             if name not in parts:
                 kept = torch.float32 if name in cls.float32_components else dtype
                 parts[name] = load_component(folder, name, index[name], kept)
@@ -190,7 +192,7 @@ class TextToAudioPipeline(ABC):
 
     def to(self: Self, device: str | torch.device) -> Self:
         """Move every module; returns the pipeline."""
-        for name in COMPONENTS:
+        for name in self.component_names:
             component = getattr(self, name)
             if isinstance(component, nn.Module):
                 component.to(device)
@@ -357,6 +359,7 @@ class TextToAudioPipeline(ABC):
                 self.scheduler.timesteps,
                 class_labels=conditioning.get("class_labels"),
                 encoder_hidden_states=conditioning.get("encoder_hidden_states"),
+                encoder_hidden_states_1=conditioning.get("encoder_hidden_states_1"),
             )
         logger.info("%s: every step computes its own projections", type(self.unet).__name__)
         return nullcontext()
