@@ -31,7 +31,8 @@ from ptq4adm.ops import backends, cuda_backend, cuda_matmul, lazy
 
 _ROOT = Path(__file__).resolve().parents[2]
 _NAME = "matmul_emulated"
-_SOURCES = (f"{_NAME}.cpp", "emulator*.cpp")
+_SOURCE = f"{_NAME}.cpp"
+_EMULATOR = "emulator*.cpp"
 _FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden"]
 # types of their own: pybind11 refuses those of another build of the same classes in the process
 _FLAGS += ["-Dptq4adm=ptq4adm_rehearsal"]
@@ -134,7 +135,7 @@ def build() -> Path:
 
 
 def _source_files(folder: Path) -> list[str]:
-    return [str(path) for pattern in _SOURCES for path in sorted(folder.glob(pattern))]
+    return [str(folder / _SOURCE), *(str(path) for path in sorted(folder.glob(_EMULATOR)))]
 
 
 def _key(command: list[str]) -> str:
