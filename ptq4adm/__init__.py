@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ptq4adm.models import shipped_pipeline_path
     from ptq4adm.models.pipeline import TextToAudioPipeline
     from ptq4adm.nn import W4A8Conv2d, W4A8Linear, W8A8Conv2d, W8A8Linear
+    from ptq4adm.prompts import augment_prompts
     from ptq4adm.quantization import (
         QuantPlan,
         calibrate,
@@ -39,6 +40,7 @@ _HOME = {
     "W4A8Linear": "ptq4adm.nn",
     "W8A8Conv2d": "ptq4adm.nn",
     "W8A8Linear": "ptq4adm.nn",
+    "augment_prompts": "ptq4adm.prompts",
     "QuantPlan": "ptq4adm.quantization",
     "load_pipeline": "ptq4adm.quantization",
     "plan": "ptq4adm.quantization",
@@ -58,6 +60,7 @@ __all__ = [
     "W8A8Conv2d",
     "W8A8Linear",
     "__version__",
+    "augment_prompts",
     "calibrate",
     "load_pipeline",
     "plan",

@@ -28,6 +28,7 @@ from ptq4adm.errors import (
 )
 from ptq4adm.models.components import (
     COMPONENTS,
+    DOMAIN_ENTRY,
     GUIDANCE_ENTRY,
     STEPS_ENTRY,
     component_folder,
@@ -56,6 +57,8 @@ class TextToAudioPipeline:
         scheduler: a diffusers scheduler; DDIM runs with eta 0.
         vocoder: `SpeechT5HifiGan`.
         defaults: steps and guidance used when a call names none.
+        prompt_domain: what it can be asked for, by the name of a `ptq4adm.prompts.Domain`; None if
+            its folder does not say.
     """
 
     unet: Any
@@ -65,6 +68,7 @@ class TextToAudioPipeline:
     scheduler: Any
     vocoder: Any
     defaults: SamplingDefaults = DEFAULTS
+    prompt_domain: str | None = None
 
     family = "audioldm"
 
@@ -100,7 +104,12 @@ class TextToAudioPipeline:
         for name in COMPONENTS:
             if name not in parts:
                 parts[name] = load_component(folder, name, index[name], dtype)
-        return cls(**parts, defaults=_read_defaults(index)).to(device)
+        domain = index.get(DOMAIN_ENTRY)
+        return cls(
+            **parts,
+            defaults=_read_defaults(index),
+            prompt_domain=None if domain is None else str(domain),
+        ).to(device)
 
     @property
     def device(self) -> torch.device:

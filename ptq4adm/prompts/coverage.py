@@ -61,7 +61,8 @@ class Grid:
     def bits(self, tags: Tags) -> int:
         """What tags cover; pairs that are not part of the grid have no bit."""
         found = 0
-        for item in (*tags.cells, *self.tagger.pairs(tags)):
+        said: list[Cell | Pair] = [*tags.cells, *self.tagger.pairs(tags)]
+        for item in said:
             found |= self._bits.get(item, 0)
         return found
 

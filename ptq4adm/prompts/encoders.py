@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional
+from tqdm.auto import tqdm
 
 from ptq4adm.errors import MissingComponentError, NonFiniteError, PromptError, ShapeError
 
@@ -42,12 +43,13 @@ class PipelineEncoder:
 
     Args:
         pipe: has `encode_prompts(list of str) -> Tensor [N, D]`, and perhaps a `tokenizer`.
+        progress: show a bar on a terminal.
 
     Raises:
         PromptError: if it has no such method.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, *, progress: bool = True) -> None:
         if not callable(getattr(pipe, "encode_prompts", None)):
             raise PromptError(
                 f"{type(pipe).__name__} has no encode_prompts(prompts) -> Tensor [N, D]; pass "
@@ -55,6 +57,7 @@ class PipelineEncoder:
                 "(ptq4adm.prompts.TextEncoder), instead of pipe="
             )
         self._pipe = pipe
+        self._progress = progress
 
     @property
     def name(self) -> str:
@@ -65,7 +68,13 @@ class PipelineEncoder:
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Vectors [N, D]."""
         texts = [self.read(prompt) for prompt in prompts]
-        parts = [self._pipe.encode_prompts(texts[i : i + _BATCH]) for i in _starts(texts)]
+        starts = tqdm(
+            _starts(texts),
+            desc="encode prompts",
+            unit="batch",
+            disable=None if self._progress else True,
+        )
+        parts = [self._pipe.encode_prompts(texts[i : i + _BATCH]) for i in starts]
         return torch.cat([part.detach().cpu().flatten(1) for part in parts])
 
     def read(self, prompt: str) -> str:

@@ -69,8 +69,8 @@ def draw_curve(path: str | Path, result: Augmentation) -> None:
     axis.set(xlabel="prompts", ylabel="covered, %", ylim=(0, 102))
     if result.encoder is not None:
         other = axis.twinx()
-        radii = [point.radius for point in points]
-        means = [point.mean_distance for point in points]
+        radii = [point.radius for point in points if point.radius is not None]
+        means = [point.mean_distance for point in points if point.mean_distance is not None]
         other.plot(counts, radii, "--", color="tab:red", label="covering radius")
         other.plot(counts, means, "--", color="tab:purple", label="mean distance")
         other.set(ylabel=f"distance in {result.encoder}", ylim=(0, None))

@@ -33,7 +33,7 @@ class AugmentSettings:
     """
 
     seed: int = 0
-    pool: int = 2048
+    pool: int = 1024
     grid_weight: float = 0.5
     power: int = 2
     target: float | None = None
