@@ -105,9 +105,11 @@ def _check_types(seeds: Sequence[str]) -> list[str]:
 
 
 def _without_duplicates(texts: list[str], warnings: list[str]) -> list[str]:
-    # a text of which no word is Latin has no words to compare
-    kept = {plain_key(text) or text: text for text in reversed(texts)}
-    found = list(reversed(kept.values()))
+    kept: dict[str, str] = {}
+    for text in texts:
+        # a text of which no word is Latin has no words to compare
+        kept.setdefault(plain_key(text) or text, text)
+    found = list(kept.values())
     if len(found) < len(texts):
         warnings.append(f"{len(texts) - len(found)} of {len(texts)} seeds are duplicates: left out")
     return found

@@ -26,6 +26,7 @@ _IRREGULAR_VERBS = {
     "run": ("ran", "run"),
     "sing": ("sang", "sung"),
     "speak": ("spoke", "spoken"),
+    "strike": ("struck", "struck"),
     "sweep": ("swept", "swept"),
     "tear": ("tore", "torn"),
 }
@@ -45,7 +46,7 @@ _IRREGULAR_PLURALS = {
 _NOT_DOUBLED = {"sew", "box", "relax"}
 _DOUBLED = {"whir"}
 # begin with a vowel letter but a consonant sound, and the other way round
-_TAKES_A = re.compile(r"^(?:uni|use|usu|one|eu)")
+_TAKES_A = re.compile(r"^(?:uni|use|usu|uku|one|eu)")
 _TAKES_AN = re.compile(r"^(?:hour|honest)")
 
 
