@@ -57,15 +57,16 @@ def test_the_same_arguments_give_the_same_prompts_in_any_process(result: Augment
         f"print(json.dumps(augment_prompts({SEEDS!r}, 12, "
         "settings=AugmentSettings(pool=150)).to_dict()))"
     )
-    for hash_seed in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert json.loads(done.stdout) == json.loads(json.dumps(result.to_dict()))
+    # whatever this process hashes with, sets have another order there
+    hash_seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == json.loads(json.dumps(result.to_dict()))
     other = augment_prompts(SEEDS, 12, settings=replace(SMALL, seed=1))
     assert other.added != result.added
 
@@ -142,11 +143,9 @@ def test_excluded_prompts_are_never_used() -> None:
     known = NearDuplicates(exclude)
     assert not any(prompt in known for prompt in found.prompts)
     assert found.seeds == 2
-    assert any(
-        w.startswith("kept for evaluation, so left out: 'slow piano") for w in found.warnings
-    )
+    assert "kept for evaluation, so left out: 'slow piano music'" in found.warnings
     with pytest.raises(PromptError, match="all 3 are captions that are kept"):
-        augment_prompts(SEEDS, 12, exclude=SEEDS)
+        augment_prompts(SEEDS, 12, exclude=SEEDS, settings=SMALL)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +207,8 @@ def test_a_long_prompt_counts_as_far_as_it_is_read() -> None:
     found = augment_prompts([long], 2, settings=SMALL)
     assert found.prompts[0] == " ".join(long.split())
     assert any("characters, of which" in w and "are read" in w for w in found.warnings)
-    short = augment_prompts(["a piano plays. " + "some words that say nothing at all, " * 9], 2)
+    start = "a piano plays. " + "some words that say nothing at all, " * 9
+    short = augment_prompts([start], 2, settings=SMALL)
     assert found.before.cells == short.before.cells
 
 
@@ -247,14 +247,8 @@ class _Model:
     def __call__(self, requests: Sequence[Request], seed: int) -> list[str]:
         self.asked += [request.instruction() for request in requests]
         good = GrammarGenerator(find_domain("audioldm-tiny").grammar)(requests, seed)
-        bad = [
-            "",
-            "xyzzy",
-            "a banjo playing",
-            "a church organ playing a held chord",
-            "a bird " * 90,
-        ]
-        return [*bad, *good[::2]]
+        bad = ["", "xyzzy", "a banjo playing", "a bird " * 90]
+        return [*bad, "a church organ playing a held chord", *good[::2]]
 
 
 def test_another_generator_is_read_and_filtered() -> None:
@@ -272,20 +266,20 @@ def test_a_generator_that_says_nothing_is_refused() -> None:
     class Silent:
         name = "silent"
 
-        def __call__(self, requests: Sequence[Request], seed: int) -> list[str]:
+        def __call__(self, _requests: Sequence[Request], _seed: int) -> list[str]:
             return ["", "???"]
 
     with pytest.raises(PromptError, match="'silent': none of its prompts can be used"):
-        augment_prompts(SEEDS, 5, generator=Silent())
+        augment_prompts(SEEDS, 5, generator=Silent(), settings=SMALL)
 
 
 def test_pools_are_different_prompts_and_seeded() -> None:
     domain = find_domain("general")
-    pool = make_pool(domain, 300, 0)
-    assert len({plain_key(text) for text in pool}) == len(pool) == 300
-    assert pool == make_pool(domain, 300, 0)
-    assert pool != make_pool(domain, 300, 1)
-    assert make_pool(domain, 50, 0, refuse=lambda text: "bird" in text)
+    pool = make_pool(domain, 150, 0)
+    assert len({plain_key(text) for text in pool}) == len(pool) == 150
+    assert pool == make_pool(domain, 150, 0)
+    assert pool[:50] != make_pool(domain, 50, 1)
+    assert any("bird" in text for text in pool)
     assert not any("bird" in t for t in make_pool(domain, 50, 0, refuse=lambda t: "bird" in t))
 
 

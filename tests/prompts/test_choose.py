@@ -37,15 +37,8 @@ def _plain(candidates: Candidates, chosen: list[int], count: int, weight: float)
         covered = union(candidates.bits[i] for i in members).bit_count()
         if candidates.vectors is None:
             return covered, 0.0
-        away = (
-            torch.cdist(
-                candidates.vectors,
-                candidates.vectors[members],
-                compute_mode="donot_use_mm_for_euclid_dist",
-            )
-            .min(dim=1)
-            .values
-        )
+        apart = [(candidates.vectors - candidates.vectors[i]).norm(dim=1) for i in members]
+        away = torch.stack(apart).min(dim=0).values
         return covered, float((away**2).sum())
 
     first = value(chosen)

