@@ -1,4 +1,4 @@
-"""Tables of docs/prompts.md from the rows of bench_prompts.py and bench_prompt_quality.py."""
+"""Tables of docs/prompts.md from the rows of benchmarks/bench_prompt*.py."""
 
 from __future__ import annotations
 
@@ -46,6 +46,26 @@ def space_table(results: Path) -> str:
         pairs = f"{float(row['pairs']):.1%}"
         lines.append([space, row["prompts"], row["choice"], pairs, *numbers, held])
     return markdown(header, lines, _note(rows))
+
+
+def reading_table(results: Path) -> str:
+    """The tagger on captions by hand, and the grammar's round trip: newest row of each."""
+    newest = {row["what"]: row for row in read_rows(results / "prompts-reading.csv")}
+    header = [
+        "what",
+        "prompts",
+        "right in all",
+        "of what is found, right",
+        "of what is said, found",
+    ]
+    lines = []
+    for row in newest.values():
+        precision = f"{float(row['precision']):.1%}" if row["precision"] else ""
+        recall = f"{float(row['recall']):.1%}"
+        lines.append([row["what"], row["count"], row["exact"], precision, recall])
+    last = list(newest.values())[-1]
+    note = f"`benchmarks/bench_prompt_reading.py`; commit {last['commit']}, {last['date']} UTC."
+    return markdown(header, lines, note)
 
 
 def quality_table(results: Path) -> str:

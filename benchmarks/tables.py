@@ -109,6 +109,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "cpu-peaks": lambda: cpu_tables.peak_table(RESULTS),
     },
     "docs/prompts.md": {
+        "prompts-reading": lambda: prompt_tables.reading_table(RESULTS),
         "prompts-grid": lambda: prompt_tables.grid_table(RESULTS),
         "prompts-space": lambda: prompt_tables.space_table(RESULTS),
         "prompts-quality": lambda: prompt_tables.quality_table(RESULTS),
