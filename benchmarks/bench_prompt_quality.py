@@ -65,7 +65,7 @@ def main() -> None:
     folder = ptq4adm.shipped_pipeline_path()
     float_pipe = ptq4adm.load_pipeline(folder)
     reference = latents(float_pipe, held)
-    rows = []
+    machine, rows = environment(ROOT), []
     for choice, repeat, prompts in prompt_sets(float_pipe):
         calibration = ptq4adm.calibrate(float_pipe, prompts, seed=1000)
         pipe = ptq4adm.load_pipeline(folder)
@@ -78,7 +78,7 @@ def main() -> None:
             "sqnr_min_db": round(float(sqnr.min()), 3),
         }
         print(row, flush=True)
-        rows.append({**environment(ROOT), **row})
+        rows.append({**machine, **row})
     append_rows(arguments.results / "prompts-quality.csv", rows)
 
 

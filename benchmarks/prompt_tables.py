@@ -70,9 +70,8 @@ def reading_table(results: Path) -> str:
 
 def quality_table(results: Path) -> str:
     """Latent SQNR of W4A8 by the choice of 16 calibration prompts."""
-    rows = read_rows(results / "prompts-quality.csv")
-    commit = rows[-1]["commit"]
-    rows = [row for row in rows if row["commit"] == commit]
+    newest = {(r["choice"], r["repeat"]): r for r in read_rows(results / "prompts-quality.csv")}
+    rows = list(newest.values())
     header = ["16 calibration prompts", "sets", "latent SQNR, mean of each set", "their mean"]
     lines = []
     for choice in dict.fromkeys(row["choice"] for row in rows):
@@ -81,7 +80,8 @@ def quality_table(results: Path) -> str:
         lines.append([choice, str(len(means)), f"{each} dB", f"{statistics.mean(means):.2f} dB"])
     note = (
         f"W4A8 against float, {rows[-1]['clips']} held-out prompts; "
-        f"`benchmarks/bench_prompt_quality.py`; {rows[-1]['device']}, commit {commit}."
+        f"`benchmarks/bench_prompt_quality.py`; {rows[-1]['device']}, commit "
+        f"{rows[-1]['commit']}, {rows[-1]['date']} UTC."
     )
     return markdown(header, lines, note)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import ptq4adm
 from ptq4adm.cli import main
 from ptq4adm.prompts import Augmentation, find_domain
 
@@ -77,8 +78,11 @@ def test_quantize_augments(
     assert "calibrating on 3 prompts" in noted
 
 
-def test_the_shipped_pipeline_knows_its_domain() -> None:
-    import ptq4adm
-
+def test_a_folder_keeps_its_domain(tiny_pipeline: Path, tmp_path: Path) -> None:
     index = json.loads((ptq4adm.shipped_pipeline_path() / "model_index.json").read_text())
     assert find_domain(index["_prompt_domain"]).name == "audioldm-tiny"
+    pipe = ptq4adm.load_pipeline(tiny_pipeline)
+    assert pipe.prompt_domain is None
+    pipe.prompt_domain = "audioldm-tiny"
+    ptq4adm.save_pipeline(pipe, tmp_path / "out")
+    assert ptq4adm.load_pipeline(tmp_path / "out").prompt_domain == "audioldm-tiny"
