@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ptq4adm.models.pipeline import TextToAudioPipeline
     from ptq4adm.nn import W4A8Conv2d, W4A8Linear, W8A8Conv2d, W8A8Linear, set_backend
     from ptq4adm.packing.description import dequantize
+    from ptq4adm.prompts import augment_prompts
     from ptq4adm.quantization import (
         QuantPlan,
         calibrate,
@@ -54,6 +55,7 @@ _HOME = {
     "W8A8Linear": "ptq4adm.nn",
     "set_backend": "ptq4adm.nn",
     "dequantize": "ptq4adm.packing.description",
+    "augment_prompts": "ptq4adm.prompts",
     "QuantPlan": "ptq4adm.quantization",
     "load_pipeline": "ptq4adm.quantization",
     "plan": "ptq4adm.quantization",
@@ -76,6 +78,7 @@ __all__ = [
     "W8A8Conv2d",
     "W8A8Linear",
     "__version__",
+    "augment_prompts",
     "calibrate",
     "calibrate_in_processes",
     "dequantize",

@@ -23,6 +23,7 @@ from ptq4adm.models.mapped import load_mapped
 INDEX_FILE = "model_index.json"
 # beside the components' entries: names with an underscore are passed over by diffusers
 STEPS_ENTRY, GUIDANCE_ENTRY = "_default_steps", "_default_guidance_scale"
+DOMAIN_ENTRY = "_prompt_domain"
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "vocoder")
 # classes are looked up by name in these libraries only: a model folder cannot name code to run
 _LIBRARIES = ("diffusers", "transformers")
@@ -203,6 +204,9 @@ def save_components(pipe: Any, folder: Path, *, skip: Collection[str] = ()) -> N
     defaults = getattr(pipe, "defaults", None)
     if defaults is not None:
         index[STEPS_ENTRY], index[GUIDANCE_ENTRY] = defaults.steps, defaults.guidance
+    domain = getattr(pipe, "prompt_domain", None)
+    if domain is not None:
+        index[DOMAIN_ENTRY] = domain
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

@@ -31,6 +31,7 @@ from ptq4adm.errors import (
 )
 from ptq4adm.models.components import (
     COMPONENTS,
+    DOMAIN_ENTRY,
     GUIDANCE_ENTRY,
     INDEX_FILE,
     STEPS_ENTRY,
@@ -62,6 +63,8 @@ class TextToAudioPipeline(ABC):
         scheduler: a diffusers scheduler; DDIM runs with eta 0.
         vocoder: log-mel to waveform.
         defaults: steps and guidance used when a call names none.
+        prompt_domain: what it can be asked for, by the name of a `ptq4adm.prompts.Domain`; None if
+            its folder does not say.
     """
 
     unet: Any
@@ -71,6 +74,7 @@ class TextToAudioPipeline(ABC):
     scheduler: Any
     vocoder: Any
     defaults: SamplingDefaults
+    prompt_domain: str | None = None
 
     family: ClassVar[str]
     """Name of the family, written into quantized checkpoints."""
@@ -155,7 +159,12 @@ class TextToAudioPipeline(ABC):
             if name not in parts:
                 kept = torch.float32 if name in cls.float32_components else dtype
                 parts[name] = load_component(folder, name, index[name], kept)
-        return cls(**parts, defaults=_read_defaults(index, cls.family_defaults)).to(device)
+        domain = index.get(DOMAIN_ENTRY)
+        return cls(
+            **parts,
+            defaults=_read_defaults(index, cls.family_defaults),
+            prompt_domain=None if domain is None else str(domain),
+        ).to(device)
 
     @property
     def device(self) -> torch.device:
