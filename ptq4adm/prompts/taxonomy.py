@@ -11,7 +11,7 @@ of the same source ("loudness: soft" and "pitch: high"), or one of the whole pro
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -190,8 +190,9 @@ class Taxonomy:
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
-        """Every cell, in order."""
-        return tuple((aspect.name, value) for aspect in self.aspects for value in aspect.values)
+        """Every cell that some source can carry, or that is one of the whole prompt, in order."""
+        found = {cell for source in self.sources for cell in self._cells_of(source)}
+        return tuple(c for c in self._order if c in found or c[0] in SCENE_ASPECTS)
 
     @cached_property
     def pairs(self) -> tuple[Pair, ...]:
@@ -200,16 +201,9 @@ class Taxonomy:
         Pairs that no source can carry ("speech" with the family "animal") are not part of the grid.
         """
         found: dict[Pair, None] = {}
-        scene = [cell for cell in self.cells if cell[0] in SCENE_ASPECTS]
+        scene = [cell for cell in self._order if cell[0] in SCENE_ASPECTS]
         for source in self.sources:
-            own = [cell for cell in source.cells if cell[0] in self._ranks]
-            said = [
-                (name, value)
-                for name in self.attributes
-                if name in source.traits
-                for value in self._sayable(source, name)
-            ]
-            for pair in self.pairs_of([*own, *said, *scene]):
+            for pair in self.pairs_of([*self._cells_of(source), *scene]):
                 if self._fits_one_action(source, pair):
                     found[pair] = None
         return tuple(sorted(found, key=self._pair_rank))
@@ -252,13 +246,25 @@ class Taxonomy:
 
     @cached_property
     def _order(self) -> dict[Cell, int]:
-        return {cell: i for i, cell in enumerate(self.cells)}
+        cells = ((aspect.name, value) for aspect in self.aspects for value in aspect.values)
+        return {cell: i for i, cell in enumerate(cells)}
 
     def _cell_rank(self, cell: Cell) -> int:
         return self._order[cell]
 
     def _pair_rank(self, pair: Pair) -> tuple[int, int]:
         return self._order[pair[0]], self._order[pair[1]]
+
+    def _cells_of(self, source: Source) -> list[Cell]:
+        """Cells that a source can carry."""
+        said = (
+            (name, value)
+            for name in self.attributes
+            if name in source.traits
+            for value in self._sayable(source, name)
+        )
+        named = [cell for cell in source.cells if cell in self._order]
+        return [*named, *(cell for cell in said if self._fits_one_action(source, [cell]))]
 
     def _sayable(self, source: Source, name: str) -> list[str]:
         """Values of an attribute for which this source has words: its own, or of its actions."""
@@ -269,8 +275,8 @@ class Taxonomy:
             if value in by_action or words.adjectives or words.tails
         ]
 
-    def _fits_one_action(self, source: Source, pair: Pair) -> bool:
-        return any(self.fits(source, action, pair) for action in source.actions)
+    def _fits_one_action(self, source: Source, cells: Sequence[Cell]) -> bool:
+        return any(self.fits(source, action, cells) for action in source.actions)
 
     def fits(self, source: Source, action: Action, cells: Iterable[Cell]) -> bool:
         """Whether a source doing this can be said to have these attributes."""

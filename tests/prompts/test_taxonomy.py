@@ -7,7 +7,16 @@ import itertools
 import pytest
 
 from ptq4adm.errors import ConfigError
-from ptq4adm.prompts import Action, Aspect, Source, Taxonomy, Words, find_domain
+from ptq4adm.prompts import (
+    Action,
+    Aspect,
+    Domain,
+    Source,
+    Taxonomy,
+    Words,
+    find_domain,
+    measure,
+)
 from ptq4adm.prompts.general_aspects import parse_aspects
 from ptq4adm.prompts.general_sources import parse_sources
 
@@ -38,6 +47,19 @@ def test_pairs_are_those_that_one_source_can_carry() -> None:
         ("bell", "low"),
         ("bell", "high"),
     }
+
+
+def test_cells_are_those_that_some_source_can_carry() -> None:
+    bell = _source("bell", "ring", traits="pitch", never=frozenset({("pitch", "low")}))
+    assert _taxonomy(bell).cells == (("source", "bell"), ("pitch", "high"))
+    general = find_domain("general").taxonomy
+    animals = tuple(s for s in general.sources if s.family == "animal")
+    part = Taxonomy(general.aspects, animals)
+    assert {v for a, v in part.cells if a == "family"} == {"animal"}
+    assert {v for a, v in part.cells if a == "source"} == {s.name for s in animals}
+    # what it cannot carry may still be said, and counts for nothing
+    domain = Domain("animals", part, find_domain("general").forms)
+    assert 0 < measure(domain.tagger, ["a dog barking", "loud music"]).cells < 0.2
 
 
 def test_an_action_can_rule_an_aspect_out() -> None:
