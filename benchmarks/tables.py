@@ -54,12 +54,25 @@ def size_table() -> str:
                 f"{disk:.1f} / {resident:.1f}",
                 f"{100 * (1 - disk / fp16):.1f} % / {100 * (1 - resident / fp16):.1f} %",
                 f"{100 * (1 - disk / fp32):.1f} % / {100 * (1 - resident / fp32):.1f} %",
-                f"{float(row['float_step_s']):.2f} s / {float(row['w4a8_step_s']):.2f} s",
+                _step(row),
             ]
         )
-    last = list(newest.values())[-1]
-    note = f"`benchmarks/bench_size.py`; {_where(last)}. One MB is 10^6 bytes."
+    places: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in newest.values():
+        key = tuple(row[name] for name in ("device", "threads", "torch", "commit"))
+        places.setdefault(key, []).append(row)
+    where = "; ".join(
+        f"{', '.join(row['model'] for row in rows)}: {_where(rows[-1])}" for rows in places.values()
+    )
+    note = f"`benchmarks/bench_size.py`; {where}. One MB is 10^6 bytes."
     return markdown(header, lines, note)
+
+
+def _step(row: dict[str, str]) -> str:
+    """Times of one step, of a row that has them."""
+    if not row.get("float_step_s"):
+        return "not timed"
+    return f"{float(row['float_step_s']):.2f} s / {float(row['w4a8_step_s']):.2f} s"
 
 
 def quality_table() -> str:

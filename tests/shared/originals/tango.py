@@ -43,8 +43,11 @@ def main_weights(sizes: TangoSizes, seed: int = 0) -> Weights:
     found = random_weights(stable_unet.shapes(sizes.unet), seed, "unet.")
     found |= random_weights(t5.shapes(sizes.text), seed + 1, "text_encoder.")
     words = found["text_encoder.shared.weight"]
-    # embeddings are not scaled by their width
+    # as T5 is made: embeddings are not scaled by their width, and queries are instead of scores
     words *= sizes.text.width**0.5
+    for name, tensor in found.items():
+        if name.endswith("SelfAttention.q.weight"):
+            tensor /= sizes.text.head**0.5
     return found | {"text_encoder.encoder.embed_tokens.weight": words}
 
 
