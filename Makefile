@@ -82,7 +82,8 @@ bench-full: $(BENCH_STAMP) ## every shape and whole steps, into benchmarks/resul
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/tables.py
 
-# for a machine with a GPU and its own PyTorch: no virtual environment unless one is needed
+# for a machine with a GPU and its own PyTorch: no virtual environment unless one is needed. Both
+# backends for GPUs; the CUDA module is built for that GPU beside the first stages
 OUTPUT ?= build/gpu
 STAGES ?= tests,sanitize
 WHEELS ?=

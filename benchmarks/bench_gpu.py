@@ -14,6 +14,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from ptq4adm.bench.gpu_backends import BACKENDS
 from ptq4adm.bench.gpu_environment import check_results
 from ptq4adm.bench.gpu_faults import exit_code
 from ptq4adm.bench.gpu_kernels import GpuJob, run_gpu_kernels
@@ -30,6 +31,9 @@ def main() -> int:
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--kinds", nargs="*", default=list(GPU_KINDS), choices=GPU_KINDS)
     parser.add_argument("--bits", nargs="*", type=int, default=[4, 8], choices=(4, 8))
+    parser.add_argument(
+        "--backends", nargs="*", default=[], choices=BACKENDS, help="(default: all)"
+    )
     parser.add_argument("--quick", action="store_true", help="two shapes of each kind")
     parser.add_argument("--rehearse", action="store_true", help="toy shapes, no GPU")
     parser.add_argument("--seconds", type=float, default=None, help="timing of one shape")
@@ -42,6 +46,7 @@ def main() -> int:
         models=tuple(arguments.models),
         kinds=tuple(arguments.kinds),
         bits=tuple(arguments.bits),
+        backends=tuple(arguments.backends),
         is_quick=arguments.quick,
         is_rehearsal=arguments.rehearse,
         seconds=arguments.seconds,

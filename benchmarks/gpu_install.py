@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import site
 import subprocess
 import sys
@@ -124,6 +125,8 @@ def _pip(arguments: list[str], log: Path, python: str = sys.executable) -> bool:
             done = subprocess.run(
                 command,
                 cwd=ROOT,
+                # the CUDA module is built beside the first stages (gpu_build.py)
+                env={**os.environ, "PTQ4ADM_BUILD": "cpu"},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 check=False,

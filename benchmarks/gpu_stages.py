@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 OK, NOTED, FAILED, TIMEOUT, SKIPPED = "ok", "NOTED", "FAILED", "TIMEOUT", "skipped"
@@ -33,6 +33,8 @@ class Step:
         environment: added to the process's.
         excerpt: takes what of its output the summary shows.
         noted: exit codes that are reported and do not fail the run, with what they mean.
+        ready: waits at most the given seconds for what the command needs; returns why it is not
+            there, and the command is skipped, or nothing. None: nothing is waited for.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Step:
     environment: Mapping[str, str] = field(default_factory=dict)
     excerpt: Callable[[list[str]], list[str]] = lambda lines: lines[-1:]
     noted: Mapping[int, str] = field(default_factory=dict)
+    ready: Callable[[float], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,15 +114,26 @@ def run_stages(
         left = budget - (time.monotonic() - started)
         weight = stage.weight / sum(other.weight for other in stages[i:])
         ends = time.monotonic() + max(left * weight, _LEAST_SECONDS)
-        for j, step in enumerate(stage.steps):
-            share = step.share / sum(other.share for other in stage.steps[j:])
+        for j, planned in enumerate(stage.steps):
+            share = planned.share / sum(other.share for other in stage.steps[j:])
             limit = max((ends - time.monotonic()) * share, _LEAST_SECONDS)
+            step, limit = _when_ready(planned, limit)
             log = folder / f"{stage.name}-{step.name}.log"
             outcome = run_step(stage.name, step, limit=limit, log=log, root=root)
             outcomes.append(outcome)
             print(format_outcome(outcome), flush=True)
             told(outcomes)
     return outcomes
+
+
+def _when_ready(step: Step, limit: float) -> tuple[Step, float]:
+    """Wait for what a step needs; returns the step, skipped if that is missing, and the rest."""
+    if step.ready is None or step.skip:
+        return step, limit
+    began = time.monotonic()
+    reason = step.ready(limit)
+    left = max(limit - (time.monotonic() - began), _LEAST_SECONDS)
+    return (replace(step, skip=reason) if reason else step), left
 
 
 def run_step(stage: str, step: Step, *, limit: float, log: Path, root: Path) -> Outcome:

@@ -3,14 +3,15 @@
     python benchmarks/run_gpu.py --output DIR --stages tests,sanitize       # the first call
     python benchmarks/run_gpu.py --output DIR --stages bench,unet           # the second
     python benchmarks/run_gpu.py --output DIR --stages tune,bench,compiled  # measured tiles, used
-    python benchmarks/run_gpu.py --output DIR --rehearse                    # no GPU: interpreter
+    python benchmarks/run_gpu.py --output DIR --rehearse        # no GPU: interpreter and emulator
 
 Builds and installs this checkout if Python does not have it, then runs stages, each within its part
 of --budget: a call is meant for a machine that cuts commands at ten minutes, and all stages take
-three calls. A failing stage does not stop the next; the exit code is 1 if one failed. A stage that
-lacks a package says which and is skipped. DIR gets few files: summary.txt and rows (gpu-*.csv), to
-which calls add, configs.tar.gz (measured tiles, to be unpacked into kernels/configs) and a
-logs-*.tar.gz a call. Rows are written as they are measured: a call that is cut keeps what it did.
+three calls. The CUDA module is built for the GPU beside them; steps that cannot do without wait. A
+failing stage does not stop the next; the exit code is 1 if one failed. A stage that lacks a package
+says which and is skipped. DIR gets few files: summary.txt and rows (gpu-*.csv), to which calls add,
+configs.tar.gz (measured tiles, to be unpacked into kernels/configs) and a logs-*.tar.gz a call.
+Rows are written as they are measured: a call that is cut keeps what it did.
 """
 
 from __future__ import annotations
@@ -26,26 +27,31 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import gpu_build
+from gpu_build import Build
 from gpu_install import KEPT, ROOT, install, install_wheels, missing_for, remedy
-from gpu_stages import DEADLINE, Outcome, Stage, Step, format_summary, run_stages
+from gpu_stages import DEADLINE, Outcome, Stage, Step, format_outcome, format_summary, run_stages
+from gpu_table import short_table
 
 STAGES = ("tests", "sanitize", "bench", "unet", "compiled", "tune")
 BUDGET = 520.0  # seconds of one call: below nine minutes with the installation
-_WEIGHTS = {"tests": 3.0, "sanitize": 2.6, "bench": 3.0, "unet": 2.6, "compiled": 2.0, "tune": 3.0}
+_WEIGHTS = {"tests": 3.0, "sanitize": 3.2, "bench": 3.0, "unet": 2.8, "compiled": 2.0, "tune": 3.0}
 _REPORTED = ("numpy", "triton", "diffusers", "transformers", "safetensors", "gemlite", "pytest")
 _REPORTED += ("tqdm", "setuptools", "pybind11", "ninja")
 _COMMAND = "import sys; from ptq4adm.cli import main; sys.exit(main(sys.argv[1:]))"
 _REHEARSED = ("conv-tma", "gemm-split", "groupnorm-silu", "quantize")
 _FOUND = 9  # exit code of compute-sanitizer if it found something
+_TOOLS = ("memcheck", "racecheck", "synccheck")
 _HAZARDS = (
     "racecheck reports hazards: read its log. Triton's own barriers may be among them, so this is "
     "no failure by itself, and no proof that there is none"
 )
+_REHEARSED_CUDA = ("conv-split", "gemm-geglu-units")
 
 
 # where tests with the mark gpu are, none of which needs diffusers: the others are not collected
@@ -53,9 +59,10 @@ GPU_TESTS = [
     "tests/kernels",
     "tests/ops",
     "tests/bench/test_gpu_timing.py",
-    "tests/cuda/test_build.py",
-    "tests/cuda/test_matmul_gpu.py",
+    "tests/dispatch/test_dispatch_gpu.py",
 ]
+# these need the CUDA module
+GPU_TESTS_OF_CUDA = ["tests/cuda/test_build.py", "tests/cuda/test_matmul_gpu.py"]
 # these do, and are collected where it is
 GPU_TESTS_OF_BLOCKS = ["tests/nn/test_graph_gpu.py"]
 
@@ -69,6 +76,7 @@ def make_stages(
     output: Path,
     configs: Path,
     *,
+    build: Build | None = None,
     is_rehearsal: bool = False,
     is_tuned: bool = False,
 ) -> list[Stage]:
@@ -79,7 +87,8 @@ def make_stages(
         python: that has the package.
         output: folder of the rows.
         configs: folder of measured tiles.
-        is_rehearsal: toy shapes, in Triton's interpreter.
+        build: of the CUDA module, which steps wait for; None if it is there.
+        is_rehearsal: toy shapes, in Triton's interpreter and the emulator.
         is_tuned: take tiles that an earlier call measured.
     """
     rehearse = ["--rehearse"] if is_rehearsal else []
@@ -93,17 +102,22 @@ def make_stages(
         is_used = is_tuned or "tune" in before
         return [*bench, "--configs", str(configs)] if is_used else bench
 
+    need, expect = (None, None) if build is None else (build.need, build.expect)
     tune = [*command, "tune", "--quiet", "--output", str(configs), "--results", str(output)]
     tune += ["--deadline", DEADLINE, *rehearse]
+    kernels = [*tuned("bench"), "--deadline", DEADLINE]
     steps = {
-        "tests": _test_steps(python, output, is_rehearsal),
-        "sanitize": _sanitize_steps(python, rehearse),
-        "bench": [
-            Step("kernels", [*tuned("bench"), "--deadline", DEADLINE], excerpt=before_shapes)
+        "tests": _test_steps(python, output, is_rehearsal, need),
+        "sanitize": _sanitize_steps(python, rehearse, need),
+        # these measure every backend that there is, and say which there is not
+        "bench": [Step("kernels", kernels, excerpt=before_shapes, ready=expect)],
+        "unet": _unet_steps(tuned("unet"), is_rehearsal, expect),
+        "compiled": _compiled_steps(tuned("compiled"), expect),
+        "tune": [
+            # compiling is what Triton's tiles take, and what the others do not
+            Step("triton", tune, share=2.0, excerpt=lambda lines: lines[-6:]),
+            Step("cuda", [*tune, "--backend", "cuda"], excerpt=lambda ls: ls[-6:], ready=need),
         ],
-        "unet": _unet_steps(tuned("unet"), is_rehearsal),
-        "compiled": _compiled_steps(tuned("compiled")),
-        "tune": [Step("tiles", tune, excerpt=lambda lines: lines[-6:])],
     }
     stages = []
     for name in names:
@@ -114,10 +128,13 @@ def make_stages(
     return stages
 
 
-def _test_steps(python: str, output: Path, is_rehearsal: bool) -> list[Step]:
+def _test_steps(
+    python: str, output: Path, is_rehearsal: bool, need: Callable[[float], str] | None
+) -> list[Step]:
     if is_rehearsal:
         pytest = [python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        return [Step("collect", [*pytest, "--collect-only", "tests/kernels"])]
+        collected = ["tests/kernels", *GPU_TESTS_OF_CUDA]
+        return [Step("collect", [*pytest, "--collect-only", *collected])]
     script = [python, "-P", str(ROOT / "benchmarks" / "gpu_tests.py"), "--results", str(output)]
     script += ["--deadline", DEADLINE, "--"]
     # what is compiled for GPUs not at hand needs none
@@ -133,44 +150,66 @@ def _test_steps(python: str, output: Path, is_rehearsal: bool) -> list[Step]:
             excerpt=lambda lines: lines[-5:],
         ),
         Step("kernels", [*script, *others], excerpt=lambda lines: lines[-5:]),
+        # last: the module is built meanwhile
+        Step(
+            "cuda",
+            [*script, "-m", "gpu", *GPU_TESTS_OF_CUDA],
+            excerpt=lambda lines: lines[-5:],
+            ready=need,
+        ),
     ]
 
 
-def _sanitize_steps(python: str, rehearse: list[str]) -> list[Step]:
+def _sanitize_steps(
+    python: str, rehearse: list[str], need: Callable[[float], str] | None
+) -> list[Step]:
     script = [python, "-P", str(ROOT / "benchmarks" / "sanitize_gpu.py"), *rehearse]
+    cuda = [*script, "--backend", "cuda"]
     if rehearse:
-        few = [part for name in _REHEARSED for part in ("--case", name)]
-        return [Step("plain", [*script, *few])]
+        few, others = (
+            [part for name in names for part in ("--case", name)]
+            for names in (_REHEARSED, _REHEARSED_CUDA)
+        )
+        return [Step("plain", [*script, *few]), Step("cuda-plain", [*cuda, *others], ready=need)]
     # compiles, so that the tools below meet a warm cache; a failure here needs no tool to be seen
-    steps = [Step("plain", [*script, "--jobs", "8"], excerpt=lambda lines: lines[-3:])]
+    steps = [
+        Step("plain", [*script, "--jobs", "8"], share=2.0, excerpt=lambda lines: lines[-3:]),
+        Step("cuda-plain", cuda, share=0.5, excerpt=lambda lines: lines[-3:], ready=need),
+    ]
     tool = shutil.which("compute-sanitizer")
-    for name in ("memcheck", "racecheck", "synccheck"):
+    for name in _TOOLS:
         if tool is None:
             reason = "compute-sanitizer not found: it comes with CUDA's toolkit; put it on PATH"
-            steps.append(Step(name, skip=reason))
+            steps += [Step(name, skip=reason), Step(f"cuda-{name}", skip=reason)]
             continue
         watched = [tool, "--tool", name, "--error-exitcode", str(_FOUND)]
         # every tensor an allocation of its own, or a neighbour's memory hides an overrun
-        alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        common = {
+            "environment": {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+            "excerpt": lambda lines: lines[-3:],
+        }
         noted = {_FOUND: _HAZARDS} if name == "racecheck" else {}
-        command = [*watched, *script, "--deadline", DEADLINE]
-        steps.append(
-            Step(name, command, environment=alone, noted=noted, excerpt=lambda lines: lines[-3:])
-        )
+        run = [*watched, *script, "--deadline", DEADLINE]
+        steps.append(Step(name, run, share=2.0, noted=noted, **common))
+        # a hazard in a kernel of this package's own CUDA is a failure
+        run = [*watched, *cuda, "--deadline", DEADLINE]
+        steps.append(Step(f"cuda-{name}", run, ready=need, **common))
     return steps
 
 
-def _unet_steps(bench: list[str], is_rehearsal: bool) -> list[Step]:
+def _unet_steps(
+    bench: list[str], is_rehearsal: bool, expect: Callable[[float], str] | None
+) -> list[Step]:
     rounds = "1" if is_rehearsal else "20"
     whole = [*bench, "--unet", "all", "--deadline", DEADLINE, "--rounds", rounds]
-    return [Step("steps", whole, excerpt=lambda lines: lines)]
+    return [Step("steps", whole, excerpt=lambda lines: lines, ready=expect)]
 
 
-def _compiled_steps(bench: list[str]) -> list[Step]:
+def _compiled_steps(bench: list[str], expect: Callable[[float], str] | None) -> list[Step]:
     compiled = [*bench, "--unet", "audioldm-s,tango", "--rounds", "20", "--deadline", DEADLINE]
     for variant in ("fp16-graph", "fp16-compiled-graph", "w4a8-static-graph"):
         compiled += ["--variant", variant]
-    return [Step("compiled", compiled, excerpt=lambda lines: lines)]
+    return [Step("compiled", compiled, excerpt=lambda lines: lines, ready=expect)]
 
 
 def before_shapes(lines: list[str]) -> list[str]:
@@ -222,6 +261,7 @@ class Report:
     def __init__(self, output: Path, names: Sequence[str], work: Path, configs: Path) -> None:
         self.output, self.work, self.configs = output, work, configs
         self.about: list[str] = []
+        self.build: Build | None = None
         self._logs = f"logs-{'-'.join(names)}.tar.gz"
         summary = output / "summary.txt"
         self._before = summary.read_text() + "\n" if summary.exists() else ""
@@ -231,9 +271,18 @@ class Report:
 
     def write(self, outcomes: list[Outcome]) -> None:
         """Write summary.txt, which keeps what earlier calls said, and the archives."""
-        self.text = "\n".join([self._title, format_summary(outcomes, self.about)])
+        every = [*self._built(), *outcomes]
+        table = ["", *short_table(self.output)]
+        self.text = "\n".join([self._title, format_summary(every, self.about), *table])
         (self.output / "summary.txt").write_text(self._before + self.text + "\n")
         self.pack()
+
+    def _built(self) -> list[Outcome]:
+        return [] if self.build is None else [self.build.outcome()]
+
+    def is_failure(self, outcomes: list[Outcome]) -> bool:
+        """Whether anything failed, the build included, or nothing ran."""
+        return not outcomes or any(o.is_failure for o in (*self._built(), *outcomes))
 
     def pack(self) -> None:
         """Write the archives."""
@@ -303,27 +352,39 @@ def main() -> int:
         report.write(outcomes)
         try:
             if python:
-                stages = make_stages(
-                    arguments.names,
-                    python,
-                    arguments.output,
-                    configs,
-                    is_rehearsal=arguments.rehearse,
-                    is_tuned=arguments.tuned,
-                )
-                outcomes = run_stages(
-                    stages,
-                    budget=arguments.budget - (time.monotonic() - started),
-                    folder=work,
-                    root=ROOT,
-                    told=report.write,
-                )
-                report.write(outcomes)
+                outcomes = _run(arguments, python, report, arguments.budget - _since(started))
         finally:
+            if report.build is not None:
+                report.build.stop()
             report.pack()
         print("\n" + report.text)
-    print(f"\n{time.monotonic() - started:.0f} s; results in {arguments.output}")
-    return int(not outcomes or any(outcome.is_failure for outcome in outcomes))
+    print(f"\n{_since(started):.0f} s; results in {arguments.output}")
+    return int(report.is_failure(outcomes))
+
+
+def _since(started: float) -> float:
+    return time.monotonic() - started
+
+
+def _run(
+    arguments: argparse.Namespace, python: str, report: Report, budget: float
+) -> list[Outcome]:
+    """Build beside the stages, and run them."""
+    log = report.work / "build-cuda.log"
+    report.build = gpu_build.start(python, log, is_rehearsal=arguments.rehearse)
+    stages = make_stages(
+        arguments.names,
+        python,
+        arguments.output,
+        report.configs,
+        build=report.build,
+        is_rehearsal=arguments.rehearse,
+        is_tuned=arguments.tuned,
+    )
+    outcomes = run_stages(stages, budget=budget, folder=report.work, root=ROOT, told=report.write)
+    print(format_outcome(report.build.outcome()))
+    report.write(outcomes)
+    return outcomes
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Run every GPU kernel on tiny shapes in each of its forms, for compute-sanitizer to watch.
 
     compute-sanitizer --tool memcheck python benchmarks/sanitize_gpu.py [--case conv-tma ...]
+    compute-sanitizer --tool memcheck python benchmarks/sanitize_gpu.py --backend cuda
     TRITON_INTERPRET=1 python benchmarks/sanitize_gpu.py --rehearse
 
 Cases are small and ragged, and each takes one of the ways that can go wrong: boxes of the hardware,
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,19 @@ from torch import Tensor
 
 from ptq4adm import ops
 from ptq4adm.bench.gpu_activations import quantizer
-from ptq4adm.bench.gpu_calls import ProductCall
+from ptq4adm.bench.gpu_backends import BACKENDS, CUDA, TRITON, backends_on
+from ptq4adm.bench.gpu_calls import ProductCall, Tile
 from ptq4adm.bench.gpu_environment import find_device
 from ptq4adm.bench.gpu_faults import FAULTS, describe_fault
 from ptq4adm.bench.gpu_shapes import ACTIVATION_KINDS, GROUP_NORM, GROUP_NORM_SILU
+from ptq4adm.bench.gpu_tile_sets import TILE_SETS
+from ptq4adm.bench.gpu_tiles import describe
 from ptq4adm.bench.gpu_variant import check_close, check_equal, check_steps
 from ptq4adm.kernels import tuner
 from ptq4adm.kernels.tuning import Problem, TileConfig
-from ptq4adm.ops import reference, triton_matmul
+from ptq4adm.ops import reference
 from ptq4adm.ops.arguments import Conv2dGeometry, Matmul, MatmulOptions
+from ptq4adm.ops.prepack import prepack
 from ptq4adm.packing.layout import BLOCK_K, KLayout, pack_int4, weight_to_rows
 
 SAME = Conv2dGeometry((3, 3), padding=(1, 1))
@@ -61,6 +66,11 @@ class Case:
     second: int = 0
     parts: frozenset[str] = field(default_factory=frozenset)
 
+    def layout(self) -> KLayout:
+        """Order of the packed weight."""
+        segments = (self.x[-1], self.second) if self.second else self.x[-1:]
+        return KLayout(segments, (1, 1) if self.geometry is None else self.geometry.kernel_size)
+
 
 def _parts(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -87,6 +97,8 @@ CASES: dict[str, Case] = {
     "gemm-groups": Case((21, 320), 50, parts=_parts("groups bias")),
     "gemm-segments": Case((21, 320), 50, second=130, parts=_parts("bias table")),
     "gemm-geglu": Case((21, 128), 68, parts=_parts("bias geglu")),
+    # halves of whole units of 16 channels, which the cuda backend gates in its kernel
+    "gemm-geglu-units": Case((21, 320), 96, parts=_parts("bias geglu int8 table")),
     "gemm-geglu-int8": Case((21, 320), 68, parts=_parts("groups bias geglu int8 table")),
 }
 
@@ -104,11 +116,9 @@ def make_call(case: Case) -> Matmul:
     def scale(*size: int) -> Tensor:
         return 0.01 + 0.01 * torch.rand(size, generator=generator)
 
-    segments = (case.x[-1], case.second) if case.second else case.x[-1:]
-    kernel = (1, 1) if case.geometry is None else case.geometry.kernel_size
-    layout = KLayout(segments, kernel)
+    layout = case.layout()
     low, high = (-8, 7) if case.bits == 4 else (-127, 127)
-    weight = integers(low, high, case.N, sum(segments), *kernel).to(torch.int8)
+    weight = integers(low, high, case.N, sum(layout.segments), *layout.kernel_size).to(torch.int8)
     rows = weight_to_rows(weight, layout)
     table = scale(STEPS) if "table" in case.parts else scale(1)
     options = MatmulOptions(out_dtype=torch.float16)
@@ -152,48 +162,61 @@ def move(call: Matmul, device: torch.device) -> Matmul:
     return Matmul(**rest, options=MatmulOptions(**options))
 
 
-def tiles(problem: Problem) -> list[TileConfig]:
-    """The planned tile, one of each kind that takes another way through the kernel, a large one.
+def tiles(problem: Problem, backend: str = TRITON) -> list[Tile]:
+    """The tiles that take another way through a kernel, and a large one.
 
-    The plan gives small shapes small tiles; the large one has what the real shapes run with.
+    Of ``triton`` the planned tile, one of each form, split and whole, and the largest: the plan
+    gives small shapes small tiles, the large one has what the real shapes run with. Of ``cuda``
+    every tile, and the first and the last of them split.
     """
-    found = tuner.candidates(problem, 64)
+    if backend == CUDA:
+        found = TILE_SETS[CUDA].candidates(problem, None)
+        whole = [tile for tile in found if tile.split_k == 1]
+        ends = [(tile.block_m, tile.block_n) for tile in (whole[0], whole[-1])]
+        split = [t for t in found if t.split_k in (2, 3) and (t.block_m, t.block_n) in ends]
+        return [*whole, *split]
+    candidates = tuner.candidates(problem, 64)
     kinds: dict[tuple[bool, str], TileConfig] = {}
-    for config in found:
+    for config in candidates:
         kinds.setdefault((config.split_k > 1, config.form), config)
-    largest = max(found, key=lambda config: (config.block_m * config.block_n, config.num_stages))
+    largest = max(candidates, key=lambda c: (c.block_m * c.block_n, c.num_stages))
     return list(dict.fromkeys([*kinds.values(), largest]))
 
 
-def run_product(name: str, case: Case, device: torch.device) -> set[tuple[bool, str]]:
-    """Run and check a product with every kind of tile; returns (is split, form) of each.
+def way(tile: Tile) -> tuple[bool, str]:
+    """Whether a tile's sums are split, and its form (``triton``) or family and sizes (``cuda``)."""
+    if isinstance(tile, TileConfig):
+        return tile.split_k > 1, tile.form
+    return tile.split_k > 1, describe(replace(tile, split_k=1))
+
+
+def run_product(
+    name: str, case: Case, device: torch.device, backend: str = TRITON
+) -> set[tuple[bool, str]]:
+    """Run and check a product with every kind of tile; returns the `way` of each.
 
     Raises:
         BenchmarkError: if a result is wrong.
     """
     call, geometry = make_call(case), case.geometry
-    moved = move(call, device)
     if geometry is None:
         sums, expected = reference.accumulate_linear(call), reference.linear(call)
     else:
         sums = reference.accumulate_conv2d(call, geometry)
         expected = reference.conv2d(call, geometry)
-    product = ProductCall(moved, geometry)
+    qweight = prepack(call.qweight, bits=case.bits, layout=case.layout(), backend=backend)
+    product = ProductCall(move(replace(call, qweight=qweight), device), geometry, backend)
     ran = set()
-    for config in tiles(product.problem()):
-        label = f"{name}, {config}"
-        if geometry is None:
-            found = triton_matmul.accumulate_linear(moved, config)
-        else:
-            found = triton_matmul.accumulate_conv2d(moved, geometry, config)
-        for got, exact in zip(found, sums, strict=True):
+    for tile in tiles(product.problem(), backend):
+        label = f"{name}, {tile}"
+        for got, exact in zip(product.accumulate(tile), sums, strict=True):
             check_equal(label, got.cpu(), exact)
-        y = product.run(config).cpu()
+        y = product.run(tile).cpu()
         if y.dtype == torch.int8:
             check_steps(label, y, expected)
         else:
             check_close(label, y, expected, _TOLERANCE)
-        ran.add((config.split_k > 1, config.form))
+        ran.add(way(tile))
     return ran
 
 
@@ -243,19 +266,28 @@ def run_quantizer(device: torch.device) -> None:
         check_steps("quantize", got.cpu(), expected)
 
 
-def all_cases(device: torch.device) -> dict[str, Callable[[], Any]]:
+def all_names(backend: str) -> list[str]:
+    """Names of a backend's cases: the cuda backend's norms, gates and quantizers are Triton's."""
+    return [*CASES, *ACTIVATION_KINDS, "quantize"] if backend == TRITON else [*CASES]
+
+
+def all_cases(device: torch.device, backend: str) -> dict[str, Callable[[], Any]]:
     """Every case by name."""
     cases: dict[str, Callable[[], Any]] = {
-        name: lambda name=name, case=case: run_product(name, case, device)
+        name: lambda name=name, case=case: run_product(name, case, device, backend)
         for name, case in CASES.items()
     }
+    if backend != TRITON:
+        return cases
     cases |= {kind: lambda kind=kind: run_activation(kind, device) for kind in ACTIVATION_KINDS}
     return {**cases, "quantize": lambda: run_quantizer(device)}
 
 
-def run_cases(names: list[str], device: torch.device, *, deadline: float | None) -> int:
+def run_cases(
+    names: list[str], device: torch.device, *, deadline: float | None, backend: str = TRITON
+) -> int:
     """Run cases and print what became of each; returns the exit code."""
-    cases = all_cases(device)
+    cases = all_cases(device, backend)
     started = time.monotonic()
     failed, left_out, kinds = [], [], set()
     for name in names:
@@ -302,17 +334,24 @@ def run_jobs(names: list[str], jobs: int, options: list[str]) -> int:
 def main() -> int:
     """Run the cases; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = [*CASES, *ACTIVATION_KINDS, "quantize"]
-    parser.add_argument("--case", action="append", choices=names, help="repeatable (default: all)")
+    parser.add_argument("--backend", choices=BACKENDS, default=TRITON, help="whose kernels")
+    known = all_names(TRITON)
+    parser.add_argument("--case", action="append", choices=known, help="repeatable (default: all)")
     parser.add_argument("--deadline", type=float, default=None, help="begin none after S seconds")
-    parser.add_argument("--rehearse", action="store_true", help="in Triton's interpreter")
+    parser.add_argument("--rehearse", action="store_true", help="interpreted, or emulated")
     parser.add_argument("--jobs", type=int, default=1, help="processes, not for a sanitizer")
     arguments = parser.parse_args()
+    backend = arguments.backend
+    names = arguments.case or all_names(backend)
+    others = sorted(set(names) - set(all_names(backend)))
+    if others:
+        parser.error(f"case {others[0]!r}: backend {backend} runs Triton's")
     if arguments.jobs > 1:
-        options = ["--rehearse"] if arguments.rehearse else []
-        return run_jobs(arguments.case or names, arguments.jobs, options)
+        options = ["--backend", backend, *(["--rehearse"] if arguments.rehearse else [])]
+        return run_jobs(names, arguments.jobs, options)
     device = find_device(is_rehearsal=arguments.rehearse)
-    return run_cases(arguments.case or names, device, deadline=arguments.deadline)
+    with backends_on(device, [backend]):
+        return run_cases(names, device, deadline=arguments.deadline, backend=backend)
 
 
 if __name__ == "__main__":

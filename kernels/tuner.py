@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from ptq4adm.errors import ConfigError
 from ptq4adm.kernels import tuning
@@ -17,6 +18,7 @@ from ptq4adm.kernels.tuning import BLOCK_K, GATHER, TMA, Problem, TileConfig
 MOST_CANDIDATES = 20
 _STAGES, _WARPS, _FORMS = (3, 4, 5), (4, 8), (GATHER, TMA)
 _REFINED = 3  # tiles whose warps, stages and form are varied
+T = TypeVar("T")  # a tile, of whatever backend
 # a tile must be this much faster than the planned one to replace it: less is noise
 LEAST_GAIN = 0.02
 
@@ -79,14 +81,14 @@ def _variations(config: TileConfig) -> Iterator[TileConfig]:
         yield replace(config, num_warps=12 - config.num_warps, num_stages=stages)
 
 
-def fastest(microseconds: Mapping[TileConfig, float], planned: TileConfig) -> TileConfig:
+def fastest(microseconds: Mapping[T, float], planned: T) -> T:
     """Return the fastest tile, or the planned one if that gains less than ``LEAST_GAIN``.
 
     Args:
         microseconds: of each measured tile, at least one.
         planned: the tile that is used without measurements.
     """
-    best = min(microseconds, key=lambda config: microseconds[config])
+    best = min(microseconds, key=lambda tile: microseconds[tile])
     if planned in microseconds and microseconds[planned] * (1 - LEAST_GAIN) <= microseconds[best]:
         return planned
     return best

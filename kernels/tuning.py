@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -158,21 +159,24 @@ def shared_bytes(config: TileConfig, bits: int, capability: int) -> int:
 
 @cache
 def find_config(problem: Problem) -> TileConfig:
-    """Return the tile of a problem: of the nearest measured M, else the planned one.
-
-    An M that is more than ``_FARTHEST`` times another says little about it and is left out.
-    """
+    """Return the tile of a problem: of the nearest measured M, else the planned one."""
     measured = load_configs(config_file(problem))
-    legal = {
-        m: config
-        for m, config in measured.items()
-        if _ratio(m, problem.M) <= _FARTHEST and illegal_reason(config, problem) is None
-    }
-    if legal:
-        return legal[min(legal, key=lambda m: _ratio(m, problem.M))]
+    legal = {m: c for m, c in measured.items() if illegal_reason(c, problem) is None}
+    nearest = nearest_m(legal, problem.M)
+    if nearest is not None:
+        return legal[nearest]
     if problem.capability and not measured:
         _tell_untuned(problem.device)
     return plan_config(problem)
+
+
+def nearest_m(measured: Iterable[int], M: int) -> int | None:
+    """Return the M next to one among those that were measured; None if there is none near.
+
+    An M that is more than ``_FARTHEST`` times another says little about it and is left out.
+    """
+    near = [m for m in measured if _ratio(m, M) <= _FARTHEST]
+    return min(near, key=lambda m: _ratio(m, M), default=None)
 
 
 def _ratio(m: int, other: int) -> float:
@@ -191,9 +195,14 @@ def _tell_untuned(device: str) -> None:
 
 def config_file(problem: Problem) -> Path:
     """Return the file of a problem's measured tiles, which may not exist."""
+    return CONFIGS / f"{class_name(problem)}-{problem.device}.json"
+
+
+def class_name(problem: Problem) -> str:
+    """Return the name of the problems that differ in M and GPU only."""
     variant = "-geglu" if problem.is_gated else ""
     variant += "-grouped" if problem.is_grouped else ""
-    return CONFIGS / f"{problem.kernel}{variant}-n{problem.N}-k{problem.K}-{problem.device}.json"
+    return f"{problem.kernel}{variant}-n{problem.N}-k{problem.K}"
 
 
 @cache

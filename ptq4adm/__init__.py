@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ptq4adm.calibration import Calibration
     from ptq4adm.config import QuantConfig, Scheme
     from ptq4adm.errors import Ptq4admError
+    from ptq4adm.floating import use_float_where_faster
     from ptq4adm.integrations.config import PTQ4ADMConfig
     from ptq4adm.integrations.model_card import model_card
     from ptq4adm.integrations.processes import calibrate_in_processes, generate_in_processes
@@ -58,6 +59,7 @@ _HOME = {
     "plan": "ptq4adm.quantization",
     "quantize": "ptq4adm.quantization",
     "save_pipeline": "ptq4adm.quantization",
+    "use_float_where_faster": "ptq4adm.floating",
 }
 
 __all__ = [
@@ -85,6 +87,7 @@ __all__ = [
     "save_pipeline",
     "set_backend",
     "shipped_pipeline_path",
+    "use_float_where_faster",
 ]
 
 

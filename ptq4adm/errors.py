@@ -66,6 +66,10 @@ class ProcessError(Ptq4admError, RuntimeError):
     """Another process of a group failed, and its part is missing."""
 
 
+class DispatchTableError(Ptq4admError, ValueError):
+    """A table of measured times cannot be read, or is another device's."""
+
+
 # --- calibration --------------------------------------------------------------------------------
 
 

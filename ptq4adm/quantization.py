@@ -31,7 +31,7 @@ from ptq4adm.errors import (
     OutputError,
 )
 from ptq4adm.models import TextToAudioPipeline, families, find_adapter, save_components
-from ptq4adm.nn import StepIndex, StorageLayer, attach_step_hook
+from ptq4adm.nn import QuantizedLayer, StepIndex, StorageLayer, attach_step_hook
 from ptq4adm.nn.conv import padding_reason, unsupported_reason
 from ptq4adm.nn.fuse import fuse_blocks
 from ptq4adm.nn.replace import check_finite, check_hooks, quantized_layer, replace_layers
@@ -319,7 +319,7 @@ class _Job:
             x_scale = self.calibration.scales(
                 row.name, self.config.activation_observer, self.config.percentile
             )
-        return quantized_layer(
+        replacement = quantized_layer(
             self.layers[row.name],
             Scheme(row.scheme),
             x_scale=x_scale,
@@ -329,6 +329,10 @@ class _Job:
             weight_observer=self.config.weight_observer,
             backend=self.config.backend,
         )
+        if isinstance(replacement, QuantizedLayer) and self.calibration is not None:
+            rows = self.calibration.rows_per_step(row.name, self.layers[row.name])
+            replacement.expect_rows(rows)
+        return replacement
 
     def _step(self) -> StepIndex | None:
         if self.config.activation != "static" or self.calibration is None:
@@ -345,10 +349,8 @@ class _Job:
 
     def _check_segments(self, calibration: Calibration) -> None:
         for name in self.layers:
-            wanted, found = (
-                len(self.segments.get(name, (0,))),
-                len(calibration.records.get(name, ())),
-            )
+            wanted = len(self.segments.get(name, (0,)))
+            found = len(calibration.records.get(name, ()))
             if found != wanted:
                 raise CalibrationMismatchError(
                     f"calibration has {found} records for layer {name!r}, needs {wanted}; "
@@ -357,11 +359,8 @@ class _Job:
 
     def _other_bytes(self, layers: dict[str, nn.Linear | nn.Conv2d]) -> tuple[int, int]:
         planned = {id(tensor) for layer in layers.values() for tensor in layer.parameters()}
-        others = [
-            t
-            for t in (*self.denoiser.parameters(), *self.denoiser.buffers())
-            if id(t) not in planned
-        ]
+        tensors = (*self.denoiser.parameters(), *self.denoiser.buffers())
+        others = [t for t in tensors if id(t) not in planned]
         return 2 * sum(t.numel() for t in others), sum(t.numel() * t.element_size() for t in others)
 
 

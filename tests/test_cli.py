@@ -214,6 +214,46 @@ def test_inspect_json_agrees_with_the_loaded_model(
     assert conv["w_scale"]["min"] > 0
 
 
+def test_inspect_by_a_table_shows_backends_and_what_float16_would_cost(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ptq4adm.dispatch import DispatchTable, LayerKey, Times, save_table
+
+    run = dict.fromkeys(("date", "commit", "torch", "triton", "cuda", "driver"), "x")
+    times = {"cuda": 2.0, "triton": 3.0}
+    key = LayerKey("conv3x3", 4, 64, 64 * 9)  # of M 128
+    table = DispatchTable("Test GPU 1", (run,), {key: {100: Times(0, 1.5, times, times)}})
+    path = tmp_path / "table.json"
+    save_table(path, table)
+    assert main(["inspect", str(packed), "--json", "--layers", "--table", str(path)]) == 0
+    unet = _read(capsys)["unet"]
+    convs = [x for x in unet["layers"] if x["shape"] == [64, 64, 3, 3]]
+    strided = [x for x in convs if "downsamplers" in x["name"]]
+    convs = [x for x in convs if x not in strided]
+    assert convs
+    assert {x["backend_reason"] for x in strided} == {
+        "the table has no w4a8 conv3x3-stride2 64x576"
+    }
+    assert {x["backend"] for x in convs} == {"cuda"}
+    assert {x["backend_reason"] for x in convs} == {"cuda 2 us, triton 3 us at M 100"}
+    assert {x["rows"] for x in convs} == {128}
+    assert unet["backends"]["cuda"] == len(convs)
+    would = unet["float_where_faster"]
+    assert would["layers"] == len(convs)
+    float16 = len(convs) * (2 * 64 * (64 * 9 + 1) - 64 * 64 * 9 // 2)
+    assert would["bytes_resident"] == unet["bytes_resident"] + float16
+    assert main(["inspect", str(packed), "--layers", "--table", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert f"would run {len(convs)} of them in float16" in text
+    assert "backend auto on Test GPU 1: " in text
+    assert "cuda (cuda 2 us, triton 3 us at M 100)" in text
+    path.write_text("{")
+    assert main(["inspect", str(packed), "--table", str(path)]) == 1
+    assert "not JSON" in capsys.readouterr().err
+    assert main(["inspect", str(packed)]) == 0
+    assert "backend auto on cpu: " in capsys.readouterr().out
+
+
 def test_inspect_counts_every_parameter(
     packed: Path, tiny_pipeline: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

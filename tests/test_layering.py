@@ -16,20 +16,24 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors"},
     "packing.layout": {"errors"},
     "kernels": {"errors"},
-    "ops": {"errors", "packing.layout", "kernels", "_cpu", "_cuda"},
+    "dispatch": {"errors"},
+    "ops": {"errors", "packing.layout", "kernels", "dispatch", "_cpu", "_cuda"},
     "quant": {"errors", "config", "packing.layout", "ops"},
     "calibration": {"errors", "protocols", "config", "quant"},
-    "nn": {"errors", "config", "quant", "packing.layout", "ops"},
+    "nn": {"errors", "config", "quant", "packing.layout", "dispatch", "ops"},
     "packing.weight_files": {"errors"},
+    "packing.portions": {"nn"},
     "packing.description": {"errors", "config", "nn"},
     "packing.checkpoint": {
-        "errors", "config", "nn", "packing.layout", "packing.description", "packing.weight_files",
+        "errors", "config", "nn", "packing.layout", "packing.description", "packing.portions",
+        "packing.weight_files",
     },
     "packing": {"packing.layout"},
     "models": {
         "errors", "protocols", "config", "nn", "packing.layout", "packing.description",
         "packing.checkpoint",
     },
+    "floating": {"dispatch", "nn", "models"},
     "quantization": {
         "errors", "protocols", "config", "packing.layout", "packing.description",
         "packing.checkpoint", "quant", "calibration", "nn", "ops", "models",
@@ -42,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "assets": set(),
     "bench": {
         "errors", "protocols", "config", "packing.layout", "quant", "calibration", "nn", "ops",
-        "models", "quantization", "kernels",
+        "models", "quantization", "kernels", "dispatch",
     },
 }  # fmt: skip
 # the top of the house may import every room below it

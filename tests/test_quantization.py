@@ -29,7 +29,7 @@ from ptq4adm.errors import (
 )
 from ptq4adm.models import TextToAudioPipeline, real_unet
 from ptq4adm.nn import HalfConv2d, W4A8Conv2d, W4A8Linear, W8Linear, resident_bytes
-from ptq4adm.nn.base import StorageLayer
+from ptq4adm.nn.storage import StorageLayer
 from ptq4adm.quantization import (
     calibrate,
     load_pipeline,

@@ -92,7 +92,13 @@ class _Activation:
             )
 
         return GpuVariant(
-            f"ptq4adm-{mode}", GpuCall(run, (self.x,)), check, 0, self._bytes(1), COPY
+            f"ptq4adm-{mode}",
+            GpuCall(run, (self.x,)),
+            check,
+            0,
+            self._bytes(1),
+            COPY,
+            backend=self.backend,
         )
 
     def _float(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""One product of a layer as the ``triton`` backend takes it, with a tile of one's choice."""
+"""One product of a layer as a backend takes it, with a tile of one's choice."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +11,13 @@ from torch import Tensor
 from ptq4adm.bench.gpu_shapes import GpuLayer
 from ptq4adm.bench.shapes import LINEAR
 from ptq4adm.kernels.tuning import Problem, TileConfig
-from ptq4adm.ops import triton_matmul
+from ptq4adm.ops import cuda_matmul, triton_matmul
 from ptq4adm.ops.arguments import Conv2dGeometry, Matmul, MatmulOptions
+from ptq4adm.ops.cuda_matmul import CudaTile
 from ptq4adm.packing.layout import BLOCK_K, KLayout
+
+Tile = TileConfig | CudaTile
+_MODULES: dict[str, Any] = {"triton": triton_matmul, "cuda": cuda_matmul}
 
 
 @dataclass(frozen=True)
@@ -22,10 +27,12 @@ class ProductCall:
     Attributes:
         call: tensors and options.
         geometry: None for rows.
+        backend: whose kernel, and whose order the weight has.
     """
 
     call: Matmul
     geometry: Conv2dGeometry | None
+    backend: str = "triton"
 
     def problem(self) -> Problem:
         """What its tile is chosen by."""
@@ -35,11 +42,25 @@ class ProductCall:
             problem = triton_matmul.conv2d_problem(self.call, self.geometry)
         return replace(problem, is_grouped=self.call.options.w_mult is not None)
 
-    def run(self, config: TileConfig | None = None) -> Tensor:
-        """Launch it with a tile; None for the one that is looked up."""
-        if self.geometry is None:
-            return triton_matmul.linear(self.call, config)
-        return triton_matmul.conv2d(self.call, self.geometry, config)
+    def run(self, tile: Tile | None = None) -> Tensor:
+        """Launch it with a tile of its backend; None for the one that is looked up."""
+        module = _MODULES[self.backend]
+        y: Tensor = (
+            module.linear(self.call, tile)
+            if self.geometry is None
+            else module.conv2d(self.call, self.geometry, tile)
+        )
+        return y
+
+    def accumulate(self, tile: Tile | None = None) -> list[Tensor]:
+        """Launch it and return the int32 sums of each K segment."""
+        module = _MODULES[self.backend]
+        sums: list[Tensor] = (
+            module.accumulate_linear(self.call, tile)
+            if self.geometry is None
+            else module.accumulate_conv2d(self.call, self.geometry, tile)
+        )
+        return sums
 
 
 def layer_geometry(layer: GpuLayer) -> Conv2dGeometry | None:
@@ -68,6 +89,7 @@ def make_call(
     qweight: Tensor,
     w_scale: Tensor,
     options: MatmulOptions,
+    backend: str = "triton",
 ) -> ProductCall:
     """A layer's product, with a scale of 1 of its activations.
 
@@ -75,13 +97,14 @@ def make_call(
         layer: the sizes.
         bits: 4 or 8, of the weight.
         x_q: int8 [M, K], or NHWC.
-        qweight: canonical.
+        qweight: in the backend's order.
         w_scale: float32 [N].
         options: everything else.
+        backend: whose kernel.
     """
     x_scale = torch.ones(1, device=x_q.device)
     call = Matmul(bits, x_q, x_scale, qweight, w_scale, options)
-    return ProductCall(call, layer_geometry(layer))
+    return ProductCall(call, layer_geometry(layer), backend)
 
 
 def layer_options(

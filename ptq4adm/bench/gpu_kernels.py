@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from ptq4adm.bench.gpu_activations import activation_variants
+from ptq4adm.bench.gpu_backends import TRITON, Backends, backends_on, check_names
+from ptq4adm.bench.gpu_calls import Tile
 from ptq4adm.bench.gpu_environment import find_device, gpu_environment
 from ptq4adm.bench.gpu_faults import FAULTS, describe_fault
 from ptq4adm.bench.gpu_peaks import measure_peaks, peak_values
@@ -25,7 +27,13 @@ from ptq4adm.bench.gpu_products import product_variants
 from ptq4adm.bench.gpu_progress import with_progress
 from ptq4adm.bench.gpu_report import KERNELS, PEAKS, Save
 from ptq4adm.bench.gpu_shapes import GPU_KINDS, TOY_MODEL, GpuLayer, gpu_layers
-from ptq4adm.bench.gpu_tiles import tuning_problem, use_configs
+from ptq4adm.bench.gpu_tiles import (
+    check_configs,
+    describe,
+    tile_columns,
+    tuning_problem,
+    use_configs,
+)
 from ptq4adm.bench.gpu_timing import GpuCall, GpuTiming, Timer, make_timer
 from ptq4adm.bench.gpu_variant import COPY, GpuVariant
 from ptq4adm.bench.shapes import MODELS
@@ -46,7 +54,7 @@ class GpuJob:
         models: names of `shapes.MODELS`, or `gpu_shapes.TOY_MODEL`.
         kinds: names of `gpu_shapes.GPU_KINDS`.
         bits: 4, 8 or both, of this package's weights.
-        backend: this package's kernels.
+        backends: this package's, of `gpu_backends.BACKENDS`; none takes all that can run here.
         is_quick: the two weightiest shapes of each kind.
         is_rehearsal: in Triton's interpreter, toy shapes.
         seconds: of timing a shape; None for 0.15, or 0.05 if quick.
@@ -60,7 +68,7 @@ class GpuJob:
     models: tuple[str, ...] = tuple(MODELS)
     kinds: tuple[str, ...] = GPU_KINDS
     bits: tuple[int, ...] = (4, 8)
-    backend: str = "triton"
+    backends: tuple[str, ...] = ()
     is_quick: bool = False
     is_rehearsal: bool = False
     seconds: float | None = None
@@ -71,6 +79,7 @@ class GpuJob:
         for width in self.bits:
             if width not in (4, 8):
                 raise ConfigError(f"bits {width} is unknown: expected 4 or 8")
+        check_names(self.backends)
         gpu_layers(self.models, self.kinds)  # raises for unknown names
 
     @property
@@ -107,12 +116,14 @@ def run_gpu_kernels(
 
     Returns:
         ``run``: columns of every row; ``rows``: one a call and variant, with ``failed`` = reason
-        and no time if it is wrong or does not run; ``peaks``: one a ceiling; ``missing``: peer to
-        reason; ``left_out``: shapes for which the time did not suffice; ``failed``: in words;
-        ``uncompiled``: what did not compile ahead, in words.
+        and no time if it is wrong or does not run, ``skipped`` = reason if its backend is missing;
+        ``peaks``: one a ceiling; ``missing``: backend or peer to reason; ``left_out``: shapes for
+        which the time did not suffice; ``failed``: in words; ``uncompiled``: what did not compile
+        ahead, in words.
 
     Raises:
-        BackendUnavailableError: if there is no GPU, or it is lost.
+        BackendUnavailableError: if there is no GPU, it is lost, or a named backend cannot run.
+        ConfigError: if the cuda backend's file of measured tiles is broken.
     """
     started = time.perf_counter()
     ends = None if job.deadline is None else started + job.deadline
@@ -125,20 +136,25 @@ def run_gpu_kernels(
     keep = save or (lambda *_: None)
     rows: list[dict[str, Any]] = []
     left_out: list[str] = []
-    with torch.inference_mode(), Precompiler(device, ends=ends, progress=progress) as compiler:
+    with (
+        torch.inference_mode(),
+        backends_on(device, job.backends) as backends,
+        Precompiler(device, ends=ends, progress=progress) as compiler,
+    ):
+        check_configs(backends.usable, device)
         peaks = measure_peaks(timer, seconds=min(0.5, job.seconds_a_shape))
         keep(run, {PEAKS: peaks})
         ceilings = peak_values(peaks)
         calls = _distinct(layers)
         ready = compiled_batches(
-            calls, lambda batch: _planned(job, batch, device), compiler, size=BATCH
+            calls, lambda batch: _planned(job, backends, batch, device), compiler, size=BATCH
         )
         shown = with_progress(ready, "kernels", "shape", total=len(calls), is_shown=progress)
         for layer, is_ready in shown:
             if not is_ready or (ends is not None and time.perf_counter() > ends):
                 left_out.append(str(layer.shape))
                 continue
-            measured = measure_layer(job, layer, timer, ceilings)
+            measured = measure_layer(job, layer, backends, timer, ceilings)
             found = [
                 {"model": other.model, "count": other.count, **row}
                 for other in layers
@@ -151,7 +167,7 @@ def run_gpu_kernels(
         "run": run,
         "rows": rows,
         "peaks": peaks,
-        "missing": missing_peers(),
+        "missing": backends.reasons() | missing_peers(),
         "left_out": left_out,
         "failed": list(dict.fromkeys(_describe_failure(row) for row in rows if row["failed"])),
         "uncompiled": compiler.failed,
@@ -171,11 +187,12 @@ def _distinct(layers: list[GpuLayer]) -> list[GpuLayer]:
 
 
 def _describe_failure(row: dict[str, Any]) -> str:
-    return f"{row['shape']} {row['variant']}: {row['failed']}"
+    variant = f"{row['variant']} {row['backend']}".rstrip()
+    return f"{row['shape']} {variant}: {row['failed']}"
 
 
 def measure_layer(
-    job: GpuJob, layer: GpuLayer, timer: Timer, ceilings: dict[str, float]
+    job: GpuJob, layer: GpuLayer, backends: Backends, timer: Timer, ceilings: dict[str, float]
 ) -> list[dict[str, Any]]:
     """Check and time one call's variants: one row each, without a time if it failed.
 
@@ -183,31 +200,45 @@ def measure_layer(
         BackendUnavailableError: if the GPU is lost.
     """
     try:
-        variants = _variants(job, layer, timer.device)
+        variants = _variants(job, layer, backends.usable, timer.device)
     except FAULTS as error:
         return [failed_row(layer, SETUP, describe_fault(error, timer.device))]
     errors: dict[str, float] = {}
     reasons: dict[str, str] = {}
     for variant in variants:
         try:
-            errors[variant.name] = variant.check()
+            errors[variant.label] = variant.check()
         except FAULTS as error:
-            reasons[variant.name] = describe_fault(error, timer.device)
-    calls = {variant.name: variant.call for variant in variants if variant.name in errors}
+            reasons[variant.label] = describe_fault(error, timer.device)
+    calls = {variant.label: variant.call for variant in variants if variant.label in errors}
     timings, untimed = time_calls(timer, calls, seconds=job.seconds_a_shape)
     reasons |= untimed
-    return [
-        failed_row(layer, variant.name, reasons[variant.name], variant.tile)
-        if variant.name in reasons
-        else make_row(layer, variant, timings, errors[variant.name], ceilings)
+    rows = [
+        failed_row(layer, variant.name, reasons[variant.label], variant.tile, variant.backend)
+        if variant.label in reasons
+        else make_row(layer, variant, timings, errors[variant.label], ceilings)
         for variant in variants
     ]
+    return rows + _skipped_rows(job, layer, backends)
 
 
-def _variants(job: GpuJob, layer: GpuLayer, device: torch.device) -> list[GpuVariant]:
+def _variants(
+    job: GpuJob, layer: GpuLayer, backends: tuple[str, ...], device: torch.device
+) -> list[GpuVariant]:
     if layer.is_product:
-        return product_variants(GpuProblem(layer, device, backend=job.backend), job.bits)
-    return activation_variants(layer, device, backend=job.backend)
+        return product_variants(GpuProblem(layer, device), backends, job.bits)
+    return activation_variants(layer, device, backend=backends[0])
+
+
+def _skipped_rows(job: GpuJob, layer: GpuLayer, backends: Backends) -> list[dict[str, Any]]:
+    """What a missing backend would have measured of a product, with the reason."""
+    if not layer.is_product:
+        return []  # norms and gates are the same in every backend
+    return [
+        {**failed_row(layer, f"w{bits}a8", "", backend=name), "skipped": reason}
+        for name, reason in backends.missing.items()
+        for bits in job.bits
+    ]
 
 
 def time_calls(
@@ -246,7 +277,9 @@ def time_calls(
         return {}, reasons | dict.fromkeys(good, common)
 
 
-def failed_row(layer: GpuLayer, name: str, reason: str, tile: str = "") -> dict[str, Any]:
+def failed_row(
+    layer: GpuLayer, name: str, reason: str, tile: Tile | None = None, backend: str = ""
+) -> dict[str, Any]:
     """One line of the results for a variant that has no time.
 
     Args:
@@ -254,8 +287,17 @@ def failed_row(layer: GpuLayer, name: str, reason: str, tile: str = "") -> dict[
         name: of the variant, or `SETUP`.
         reason: why.
         tile: that it ran with.
+        backend: whose variant it is.
     """
-    return {**_columns(layer), "variant": name, "tile": tile, "ratio_fp16": "", "failed": reason}
+    return {
+        **_columns(layer),
+        "variant": name,
+        "tile": "" if tile is None else describe(tile),
+        "ratio_fp16": "",
+        "failed": reason,
+        **tile_columns(backend, tile),
+        "skipped": "",
+    }
 
 
 def _columns(layer: GpuLayer) -> dict[str, Any]:
@@ -282,7 +324,7 @@ def make_row(
     larger share of a measured ceiling, of operations or of copied bytes; ``ratio_fp16`` is the time
     of the float16 variant that does the same work over this one's: above 1, this one is faster.
     """
-    timing = timings[variant.name]
+    timing = timings[variant.label]
     seconds = timing.us * 1e-6
     amounts = {COPY: variant.nbytes, variant.peak: variant.operations or variant.nbytes}
     shares = [
@@ -292,7 +334,7 @@ def make_row(
     return {
         **_columns(layer),
         "variant": variant.name,
-        "tile": variant.tile,
+        "tile": "" if variant.tile is None else describe(variant.tile),
         "us": _rounded(timing.us),
         "p20_us": _rounded(timing.p20_us),
         "p80_us": _rounded(timing.p80_us),
@@ -304,6 +346,8 @@ def make_row(
         "ratio_fp16": "" if base is None else _rounded(base.us / timing.us),
         "error": _rounded(error),
         "failed": "",
+        **tile_columns(variant.backend, variant.tile),
+        "skipped": "",
     }
 
 
@@ -317,12 +361,16 @@ def describe_shape(layer: GpuLayer) -> str:
     return f"{shape.kind} {shape.M}x{shape.in_channels}"
 
 
-def _planned(job: GpuJob, layers: list[GpuLayer], device: torch.device) -> list[Wanted]:
-    """What will be run, for `precompile`."""
+def _planned(
+    job: GpuJob, backends: Backends, layers: list[GpuLayer], device: torch.device
+) -> list[Wanted]:
+    """What Triton has to compile of what will be run, for `precompile`."""
     wanted = []
     for layer in layers:
         if not layer.is_product:
             wanted += [Wanted(layer, is_int8=is_static) for is_static in (True, False)]
+            continue
+        if TRITON not in backends.usable:
             continue
         for bits in job.bits:
             config = tuning.find_config(tuning_problem(layer, bits, device))

@@ -52,7 +52,6 @@ class GpuProblem:
     Args:
         layer: the sizes.
         device: where.
-        backend: whose order packed weights get.
         seed: of the numbers: normal weights, activations as a layer sees them.
 
     Attributes:
@@ -61,10 +60,8 @@ class GpuProblem:
         x_q: int8 of the shape of `x`.
     """
 
-    def __init__(
-        self, layer: GpuLayer, device: torch.device, *, backend: str, seed: int = 0
-    ) -> None:
-        self.layer, self.shape, self.device, self.backend = layer, layer.shape, device, backend
+    def __init__(self, layer: GpuLayer, device: torch.device, *, seed: int = 0) -> None:
+        self.layer, self.shape, self.device = layer, layer.shape, device
         generator = torch.Generator(device).manual_seed(seed)
 
         def normal(*size: int) -> Tensor:
@@ -84,7 +81,7 @@ class GpuProblem:
         self.x_scale = (self.x.float().abs().amax() / 127).reshape(1)
         self.x_q, _ = ops.quantize_int8(self.x, x_scale=self.x_scale, backend="reference")
         self._floats: list[Tensor] = []
-        self._packed: dict[int, list[PackedWeight]] = {}
+        self._packed: dict[tuple[int, str], list[PackedWeight]] = {}
 
     def float_weight(self, copy: int) -> Tensor:
         """float16 [N, K], or [N, C, kh, kw] in channels_last memory."""
@@ -98,15 +95,14 @@ class GpuProblem:
             self._floats.append(weight.clone(memory_format=torch.preserve_format))
         return self._floats[copy]
 
-    def packed(self, bits: int, copy: int) -> PackedWeight:
-        """The weight as the operators take it."""
-        copies = self._packed.setdefault(bits, [])
+    def packed(self, bits: int, copy: int, backend: str) -> PackedWeight:
+        """The weight as the operators of a backend take it."""
+        copies = self._packed.setdefault((bits, backend), [])
         if not copies:
             rows = weight_to_rows(self.quantized(bits), layer_layout(self.layer))
             canonical = pack_int4(rows) if bits == 4 else rows
-            qweight = ops.prepack(
-                canonical, bits=bits, layout=layer_layout(self.layer), backend=self.backend
-            )
+            layout = layer_layout(self.layer)
+            qweight = ops.prepack(canonical, bits=bits, layout=layout, backend=backend)
             copies.append(PackedWeight(qweight, self.w_scale(bits), self.bias.float()))
         while len(copies) <= copy:
             copies.append(copies[0].clone())
@@ -188,9 +184,9 @@ class GpuProblem:
     # --- calls that several variants share ------------------------------------------------------
 
     def multiply(self, x_q: Tensor, weight: PackedWeight, bits: int, **keywords: Any) -> Tensor:
-        """The operator of this layer on quantized activations."""
+        """The operator of this layer on quantized activations; `backend` is among the keywords."""
         x_scale = keywords.pop("x_scale", self.x_scale)
-        call = {"out_dtype": torch.float16, **keywords, "bits": bits, "backend": self.backend}
+        call = {"out_dtype": torch.float16, **keywords, "bits": bits}
         if self.is_linear:
             return ops.linear(x_q, x_scale, weight.qweight, weight.w_scale, **call)
         shape = self.shape

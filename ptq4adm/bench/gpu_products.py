@@ -32,18 +32,25 @@ FLOAT_TOLERANCE = 5e-3
 _FLOAT32_EXACT = 1 << 24  # float32 holds every integer up to here
 
 
-def product_variants(problem: GpuProblem, bits: tuple[int, ...] = (4, 8)) -> list[GpuVariant]:
+def product_variants(
+    problem: GpuProblem, backends: tuple[str, ...], bits: tuple[int, ...] = (4, 8)
+) -> list[GpuVariant]:
     """Every way to compute a layer; the float16 one first.
 
     Args:
         problem: its tensors.
+        backends: of this package, at least one; the first one's quantizer is measured, as all for
+            GPUs have the same.
         bits: of this package's weights.
     """
-    variants = [_float(problem), _quantize(problem)]
+    variants = [_float(problem), _quantize(problem, backends[0])]
     for width in bits:
-        variants += _own(problem, width)
+        for backend in backends:
+            variants += _own(problem, width, backend)
     if problem.layer.is_gated:
-        variants += _gated(problem)
+        variants.append(_float_gated(problem))
+        for backend in backends:
+            variants += _gated(problem, backend)
     if int_mm_reason(problem) is None:
         variants.append(_int_mm(problem))
     return variants + gemlite_variants(problem)
@@ -77,9 +84,9 @@ def _float(problem: GpuProblem) -> GpuVariant:
     )
 
 
-def _quantize(problem: GpuProblem) -> GpuVariant:
+def _quantize(problem: GpuProblem, backend: str) -> GpuVariant:
     def run(copy: int) -> Tensor:  # noqa: ARG001 - no weights
-        x_q, _ = ops.quantize_int8(problem.x, x_scale=problem.x_scale, backend=problem.backend)
+        x_q, _ = ops.quantize_int8(problem.x, x_scale=problem.x_scale, backend=backend)
         return x_q
 
     def check() -> float:
@@ -87,26 +94,27 @@ def _quantize(problem: GpuProblem) -> GpuVariant:
         return 0.0
 
     nbytes = 3 * problem.x.numel()
-    return GpuVariant(QUANTIZE, GpuCall(run, (problem.x,)), check, 0, nbytes, COPY, base="")
+    call = GpuCall(run, (problem.x,))
+    return GpuVariant(QUANTIZE, call, check, 0, nbytes, COPY, base="", backend=backend)
 
 
-def _own(problem: GpuProblem, bits: int) -> list[GpuVariant]:
+def _own(problem: GpuProblem, bits: int, backend: str) -> list[GpuVariant]:
     name, shape = f"w{bits}a8", problem.shape
-    tile = tile_of(problem, bits)
+    tile = tile_of(problem, bits, backend)
 
     def product(copy: int) -> Tensor:
-        weight = problem.packed(bits, copy)
-        return problem.multiply(problem.x_q, weight, bits, bias=weight.bias)
+        weight = problem.packed(bits, copy, backend)
+        return problem.multiply(problem.x_q, weight, bits, bias=weight.bias, backend=backend)
 
     def whole(copy: int) -> Tensor:
-        weight = problem.packed(bits, copy)
-        x_q, x_scale = ops.quantize_int8(
-            problem.x, x_scale=problem.x_scale, backend=problem.backend
+        weight = problem.packed(bits, copy, backend)
+        x_q, x_scale = ops.quantize_int8(problem.x, x_scale=problem.x_scale, backend=backend)
+        return problem.multiply(
+            x_q, weight, bits, bias=weight.bias, x_scale=x_scale, backend=backend
         )
-        return problem.multiply(x_q, weight, bits, bias=weight.bias, x_scale=x_scale)
 
     def check() -> float:
-        check_accumulators(problem, bits)
+        check_accumulators(problem, bits, backend)
         return check_close(
             _label(problem, name),
             problem.pick(product(0)),
@@ -132,12 +140,13 @@ def _own(problem: GpuProblem, bits: int) -> list[GpuVariant]:
             _bytes(problem, 1 if run is product else 4, bits / 8),
             INT8,
             tile=tile,
+            backend=backend,
         )
 
     return [variant(name, product, check), variant(f"quantize+{name}", whole, check_whole)]
 
 
-def check_accumulators(problem: GpuProblem, bits: int) -> None:
+def check_accumulators(problem: GpuProblem, bits: int, backend: str) -> None:
     """The integer sums of the checked rows, by the very kernel that is timed.
 
     Its output is float16. Sums of sparse activations are small integers, which that holds exactly;
@@ -146,12 +155,12 @@ def check_accumulators(problem: GpuProblem, bits: int) -> None:
     Raises:
         BenchmarkError: if one differs in any bit.
     """
-    weight = problem.packed(bits, 0)
+    weight = problem.packed(bits, 0, backend)
     one, zeros = torch.ones(1, device=problem.device), torch.zeros_like(weight.bias)
     sparse = problem.sparse(bits)
     for x_q, scale in ((sparse, 1.0), (problem.x_q, SMALL)):
         scaled = replace(weight, w_scale=torch.full_like(weight.w_scale, scale), bias=zeros)
-        got = problem.multiply(x_q, scaled, bits, bias=zeros, x_scale=one)
+        got = problem.multiply(x_q, scaled, bits, bias=zeros, x_scale=one, backend=backend)
         exact = problem.exact_rows(bits, x_q)
         largest = FLOAT16_EXACT if x_q is sparse else _FLOAT32_EXACT
         assert int(exact.abs().max()) <= largest, "random sums grow with sqrt(K) only"
@@ -159,65 +168,78 @@ def check_accumulators(problem: GpuProblem, bits: int) -> None:
         check_equal(_label(problem, f"w{bits}a8"), problem.pick(got), expected)
 
 
-def _gated(problem: GpuProblem) -> list[GpuVariant]:
-    """The gated projection in one call, to float16 and to int8, and float16 in three."""
+def _float_gated(problem: GpuProblem) -> GpuVariant:
+    """The gated projection in float16: three calls."""
+    shape = problem.shape
+
+    def run(copy: int) -> Tensor:
+        return gate(problem.float_layer(copy))
+
+    def check() -> float:
+        expected = gate(problem.float_rows)
+        label = _label(problem, FLOAT_GATED)
+        return check_close(label, problem.pick(run(0)), expected, FLOAT_TOLERANCE)
+
+    return GpuVariant(
+        FLOAT_GATED,
+        GpuCall(run, (problem.x,)),
+        check,
+        shape.operations,
+        _bytes(problem, 2, 2) - shape.M * shape.N,
+        FP16,
+        base=FLOAT_GATED,
+    )
+
+
+def _gated(problem: GpuProblem, backend: str) -> list[GpuVariant]:
+    """The gated projection in one call, to float16 and to int8."""
     shape = problem.shape
     expected = gate(problem.float_rows)
     out_scale = (expected.abs().amax() / 127).float().reshape(1)
+    tile = tile_of(problem, 4, backend, is_gated=True)
 
-    def float_run(copy: int) -> Tensor:
-        return gate(problem.float_layer(copy))
-
-    def run(copy: int) -> Tensor:
-        weight = problem.packed(4, copy)
-        return problem.multiply(problem.x_q, weight, 4, bias=weight.bias, geglu=True)
-
-    def run_int8(copy: int) -> Tensor:
-        weight = problem.packed(4, copy)
+    def run(copy: int, out_scale: Tensor | None = None) -> Tensor:
+        weight = problem.packed(4, copy, backend)
         return problem.multiply(
-            problem.x_q, weight, 4, bias=weight.bias, geglu=True, out_scale=out_scale
+            problem.x_q,
+            weight,
+            4,
+            bias=weight.bias,
+            geglu=True,
+            out_scale=out_scale,
+            backend=backend,
         )
 
-    def check(name: str, run: Callable[[int], Tensor], tolerance: float) -> Callable[[], float]:
-        return lambda: check_close(_label(problem, name), problem.pick(run(0)), expected, tolerance)
+    def run_int8(copy: int) -> Tensor:
+        return run(copy, out_scale)
+
+    def check() -> float:
+        label = _label(problem, "w4a8-geglu")
+        return check_close(label, problem.pick(run(0)), expected, TOLERANCE[4])
 
     def check_int8() -> float:
         got = problem.pick(run_int8(0)).double() * out_scale
         return check_close(_label(problem, "w4a8-geglu-int8"), got, expected, TOLERANCE[4])
 
-    bytes_in = _bytes(problem, 1, 0.5) - 2 * shape.M * shape.N
-    tile = tile_of(problem, 4, is_gated=True)
-    x, x_q = (problem.x,), (problem.x_q,)
+    def variant(
+        name: str, run: Callable[[int], Tensor], check: Callable[[], float], out_bytes: int
+    ) -> GpuVariant:
+        nbytes = _bytes(problem, 1, 0.5) - 2 * shape.M * shape.N + out_bytes
+        return GpuVariant(
+            name,
+            GpuCall(run, (problem.x_q,)),
+            check,
+            shape.operations,
+            nbytes,
+            INT8,
+            base=FLOAT_GATED,
+            tile=tile,
+            backend=backend,
+        )
+
     return [
-        GpuVariant(
-            FLOAT_GATED,
-            GpuCall(float_run, x),
-            check(FLOAT_GATED, float_run, FLOAT_TOLERANCE),
-            shape.operations,
-            _bytes(problem, 2, 2) - shape.M * shape.N,
-            FP16,
-            base=FLOAT_GATED,
-        ),
-        GpuVariant(
-            "w4a8-geglu",
-            GpuCall(run, x_q),
-            check("w4a8-geglu", run, TOLERANCE[4]),
-            shape.operations,
-            bytes_in + shape.M * shape.N,
-            INT8,
-            base=FLOAT_GATED,
-            tile=tile,
-        ),
-        GpuVariant(
-            "w4a8-geglu-int8",
-            GpuCall(run_int8, x_q),
-            check_int8,
-            shape.operations,
-            bytes_in + shape.M * shape.N // 2,
-            INT8,
-            base=FLOAT_GATED,
-            tile=tile,
-        ),
+        variant("w4a8-geglu", run, check, shape.M * shape.N),
+        variant("w4a8-geglu-int8", run_int8, check_int8, shape.M * shape.N // 2),
     ]
 
 

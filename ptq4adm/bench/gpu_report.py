@@ -56,22 +56,24 @@ def group_ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """How much faster than float16 each variant is, by kind and by class of rows.
 
     Returns:
-        One entry a group and variant: ``kind``, ``rows``, ``variant``, ``shapes`` (distinct ones),
-        ``geometric_mean`` and ``least`` of ``ratio_fp16``, ``least_shape``.
+        One entry a group, backend and variant: ``kind``, ``rows``, ``backend``, ``variant``,
+        ``shapes`` (distinct ones), ``geometric_mean`` and ``least`` of ``ratio_fp16``,
+        ``least_shape``.
     """
-    groups: dict[tuple[str, str, str], dict[str, float]] = {}
+    groups: dict[tuple[str, str, str, str], dict[str, float]] = {}
     for row in rows:
         if row["ratio_fp16"] == "" or row["variant"].startswith(FLOAT):
             continue
-        key = (row["kind"], row_class(int(row["M"])), row["variant"])
+        key = (row["kind"], row_class(int(row["M"])), row.get("backend", ""), row["variant"])
         groups.setdefault(key, {})[row["shape"]] = float(row["ratio_fp16"])
     entries = []
-    for (kind, rows_name, variant), ratios in groups.items():
+    for (kind, rows_name, backend, variant), ratios in groups.items():
         least = min(ratios, key=lambda shape: ratios[shape])
         entries.append(
             {
                 "kind": kind,
                 "rows": rows_name,
+                "backend": backend,
                 "variant": variant,
                 "shapes": len(ratios),
                 "geometric_mean": geometric_mean(ratios.values()),
@@ -80,6 +82,11 @@ def group_ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
             }
         )
     return entries
+
+
+def variant_label(row: Row) -> str:
+    """Name of a row's variant and, where it is this package's, its backend."""
+    return f"{row['variant']} {row.get('backend', '')}".rstrip()
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -96,14 +103,14 @@ def format_gpu(result: Mapping[str, Any]) -> str:
     lines += _group_table(group_ratios(rows))
     lines += ["", "every shape: median us; times faster than float16; % of the nearest ceiling", ""]
     table = [["shape", "variant", "us", "x fp16", "% peak", "error", "tile"]]
-    for row in {(row["shape"], row["variant"]): row for row in rows}.values():
-        if row["failed"]:
+    for row in {(row["shape"], variant_label(row)): row for row in rows}.values():
+        if row["failed"] or row.get("skipped"):
             continue
         ratio = "" if row["ratio_fp16"] == "" else f"{float(row['ratio_fp16']):.2f}"
         table.append(
             [
                 row["shape"],
-                row["variant"],
+                variant_label(row),
                 f"{row['us']:.1f}",
                 ratio,
                 "" if row["peak_percent"] == "" else f"{row['peak_percent']:.0f}",
@@ -138,23 +145,23 @@ def format_peaks(peaks: Sequence[Row]) -> str:
 
 
 def _group_table(entries: Sequence[Row]) -> list[str]:
+    """A line a group and backend, so that backends stand below each other."""
     variants = list(dict.fromkeys(entry["variant"] for entry in entries))
-    groups = list(dict.fromkeys((entry["kind"], entry["rows"]) for entry in entries))
-    cells = {(e["kind"], e["rows"], e["variant"]): e for e in entries}
-    table = [["kind", "rows", *variants]]
-    for kind, rows in sorted(groups):
-        found = [cells.get((kind, rows, variant)) for variant in variants]
+    groups = dict.fromkeys((e["kind"], e["rows"], e["backend"]) for e in entries)
+    cells = {(e["kind"], e["rows"], e["backend"], e["variant"]): e for e in entries}
+    table = [["kind", "rows", "backend", *variants]]
+    for group in sorted(groups):
+        found = [cells.get((*group, variant)) for variant in variants]
         table.append(
             [
-                kind,
-                rows,
+                *group,
                 *(
                     "" if e is None else f"{e['geometric_mean']:.2f} ({e['least']:.2f})"
                     for e in found
                 ),
             ]
         )
-    return columns(table, left=2)
+    return columns(table, left=3)
 
 
 def columns(table: Sequence[Sequence[str]], *, left: int) -> list[str]:

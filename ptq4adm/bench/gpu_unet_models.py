@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from ptq4adm.bench.shapes import TIMESTEP, ModelSpec, model_spec, spec_inputs
 from ptq4adm.kernels import launch
 from ptq4adm.nn.forwards import is_hoisted
 from ptq4adm.nn.hoist import prepared
+
+if TYPE_CHECKING:
+    from ptq4adm.calibration import Calibration
 
 
 def _toy_unet(device: str) -> nn.Module:
@@ -49,12 +52,12 @@ class StepModels:
         self,
         model: str,
         device: torch.device,
-        backend: str,
         stack: ExitStack,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.model, self.device, self.backend, self._stack = model, device, backend, stack
+        self.model, self.device, self._stack = model, device, stack
         self._half: nn.Module | None = None
+        self._calibration: Calibration | None = None
         usual = torch.float16 if device.type == "cuda" else torch.float32
         self.dtype = dtype or usual
         self.spec = TOY_SPEC if model == TOY_MODEL else model_spec(model)
@@ -119,25 +122,30 @@ class StepModels:
             _replace_child(plain.get_submodule(parent), child, _Kept(tensor))
         return plain, len(kept)
 
-    def quantized(self, *, is_static: bool) -> nn.Module:
-        """W4A8 with fused blocks; static scales from one run on the very inputs."""
-        from ptq4adm.bench.one_step import calibrate_one_step
+    def quantized(self, backend: str, *, is_static: bool) -> nn.Module:
+        """W4A8 with fused blocks on a backend; static scales from one run on the very inputs."""
         from ptq4adm.config import QuantConfig
         from ptq4adm.quantization import quantize
 
         unet = self.float_unet()
-        calibration = None
-        if is_static:
-            with torch.no_grad():
-                calibration = calibrate_one_step(unet, lambda u: self.call(u, torch.float32))
+        calibration = self._calibrated(unet) if is_static else None
         config = QuantConfig(
             scheme="w4a8",
             activation="static" if is_static else "dynamic",
             weight_observer="absmax",  # changes no speed, and needs no search
-            backend=self.backend,
+            backend=backend,
         )
         quantize(unet, config, calibration, progress=False)
         return self._prepare(unet.to(self.dtype))
+
+    def _calibrated(self, unet: nn.Module) -> Calibration:
+        """The scales of a float UNet; all have the same weights, so once is enough."""
+        from ptq4adm.bench.one_step import calibrate_one_step
+
+        if self._calibration is None:
+            with torch.no_grad():
+                self._calibration = calibrate_one_step(unet, lambda u: self.call(u, torch.float32))
+        return self._calibration
 
     def _prepare(self, unet: nn.Module) -> nn.Module:
         """Do constant work ahead."""
@@ -204,5 +212,6 @@ def compile_steps(model: str, is_static: bool, capability: int, multiprocessors:
         ExitStack() as stack,
         torch.no_grad(),
     ):
-        unets = StepModels(model, torch.device("cpu"), "triton", stack, torch.float16)
-        unets.call(unets.quantized(is_static=is_static))
+        unets = StepModels(model, torch.device("cpu"), stack, torch.float16)
+        # every backend's norms, gates and attention are Triton's, and are among these
+        unets.call(unets.quantized("triton", is_static=is_static))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ptq4adm.bench.gpu_calls import Tile
 from ptq4adm.bench.gpu_timing import GpuCall
 from ptq4adm.bench.problem import relative_error
 from ptq4adm.errors import BenchmarkError
@@ -28,7 +29,8 @@ class GpuVariant:
         nbytes: least bytes that a call reads and writes.
         peak: the ceiling it works under.
         base: name of the float16 variant that does the same work; empty if float16 has none.
-        tile: how the product is cut, in words; empty where that is not this package's.
+        tile: how the product is cut; None where that is not this package's.
+        backend: whose kernel, of this package; empty for others.
     """
 
     name: str
@@ -38,7 +40,13 @@ class GpuVariant:
     nbytes: int
     peak: str
     base: str = FLOAT
-    tile: str = ""
+    tile: Tile | None = None
+    backend: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name and backend: what tells the variants of a layer apart."""
+        return f"{self.name} {self.backend}".rstrip()
 
 
 def check_close(name: str, got: Tensor, expected: Tensor, tolerance: float) -> float:

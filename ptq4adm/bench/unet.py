@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ptq4adm.bench.macs import describe_shares, mac_shares
 from ptq4adm.bench.peers.base import missing_packages, package_version
 from ptq4adm.bench.problem import relative_error
 from ptq4adm.bench.process import ISAS, Worker
@@ -167,7 +168,8 @@ def _row(
         "p80_s": round(timing.p80_s, 4),
         "samples": timing.samples,
         "error": float(f"{error:.4g}"),
-        **about,
+        **{name: value for name, value in about.items() if name != "macs"},
+        **mac_shares(about["macs"]),
     }
 
 
@@ -223,5 +225,10 @@ def format_unet(result: dict[str, Any]) -> str:
             f"{row['variant']:<18}{row['median_s']:>10.3f}{ratio:>9.2f}{row['error']:>10.2g}"
             f"{row['weights_mb']:>12.0f}{row['peak_mb']:>9.0f}  {row['variant_isa']}"
         )
+    lines += [
+        f"{row['variant']}: multiply-adds with weights: {shares}"
+        for row in rows
+        if (shares := describe_shares(row))
+    ]
     lines += [f"not measured: {name}: {why}" for name, why in result["missing"].items()]
     return "\n".join(lines)

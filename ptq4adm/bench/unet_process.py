@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ptq4adm.bench.macs import count_macs
 from ptq4adm.bench.peers.open_vino import compiled_request
 from ptq4adm.bench.peers.signal_stack import own_signal_stack
 from ptq4adm.bench.process import AVX2, NATIVE, kernel_isa
@@ -60,7 +61,8 @@ def open_unet(
         folder: where `convert_unet` put OpenVINO's files.
 
     Returns:
-        ``weights_mb``, ``build_s`` and ``variant_isa``.
+        ``weights_mb``, ``build_s``, ``variant_isa`` and ``macs``, multiply-adds with weights by
+        backend (None for OpenVINO's).
 
     Raises:
         BenchmarkError: if this package's kernels were seen to run other instructions than allowed.
@@ -89,11 +91,13 @@ def open_unet(
             f"{variant} of {model} ran {executed} although isa is {isa}: a kernel does not ask "
             "ptq4adm.ops.cpu.limit_isa what 'auto' means"
         )
+    macs = None if variant in (OPENVINO_FLOAT, OPENVINO_INT8) else count_macs(step)
     _open[:] = [_Open(step, _reset_peak())]
     return {
         "weights_mb": round(weights / MB, 1),
         "build_s": round(build_s, 1),
         "variant_isa": executed,
+        "macs": macs,
     }
 
 

@@ -98,6 +98,27 @@ class Calibration:
         records = self.records.get(name, ())
         return bool(records) and all(bool(record.seen.any()) for record in records)
 
+    def rows_per_step(self, name: str, layer: nn.Linear | nn.Conv2d) -> int | None:
+        """Rows M of a layer's product in one denoising step of one prompt.
+
+        With guidance that is a batch of two. It follows from how many numbers the layer read; of a
+        convolution with stride and an odd size it may be a few too few.
+
+        Args:
+            name: of the layer.
+            layer: for its sizes.
+
+        Returns:
+            At least 1; None if the runs never reached the layer.
+        """
+        if not self.is_recorded(name) or not self.meta.prompt_count:
+            return None
+        values = sum(int(record.counts.sum()) for record in self.records[name])
+        rows = values / (self.meta.prompt_count * self.meta.steps * layer.weight.shape[1])
+        if isinstance(layer, nn.Conv2d):
+            rows /= layer.stride[0] * layer.stride[1]
+        return max(1, round(rows))
+
     def check(self, denoiser: nn.Module) -> None:
         """Refuse a model other than the one that was run.
 

@@ -75,7 +75,14 @@ def _add_gpu_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rehearse",
         action="store_true",
-        help="toy shapes in Triton's interpreter, without a GPU (TRITON_INTERPRET=1)",
+        help="toy shapes in Triton's interpreter and the emulator of CUDA, without a GPU "
+        "(TRITON_INTERPRET=1)",
+    )
+    group.add_argument(
+        "--backend",
+        action="append",
+        metavar="NAME",
+        help="this package's backend, triton or cuda; repeatable (default: all that can run)",
     )
     group.add_argument(
         "--variant", action="append", metavar="NAME", help="variant of --unet; repeatable"
@@ -96,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--seconds {args.seconds}: expected a positive number")
     if args.device == "cuda":
         return _run_gpu(args)
+    if args.backend:
+        raise ConfigError("--backend: names a backend of GPUs; give --device cuda")
     import torch
 
     from ptq4adm.bench import store
@@ -159,6 +168,7 @@ def _run_gpu_kernels(args: argparse.Namespace, save: Any) -> tuple[dict[str, Any
         models=tuple(args.model or default.models),
         kinds=tuple(args.kind or default.kinds),
         bits=(args.bits,) if args.bits else default.bits,
+        backends=tuple(args.backend or default.backends),
         is_quick=args.quick,
         is_rehearsal=args.rehearse,
         seconds=args.seconds,
@@ -178,6 +188,7 @@ def _run_gpu_unets(args: argparse.Namespace, save: Any) -> tuple[dict[str, Any],
     job = default(
         models=default.models if args.unet == "all" else tuple(args.unet.split(",")),
         variants=tuple(args.variant or default.variants),
+        backends=tuple(args.backend or default.backends),
         rounds=args.rounds,
         is_rehearsal=args.rehearse,
         deadline=args.deadline,

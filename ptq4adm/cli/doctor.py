@@ -12,7 +12,7 @@ from typing import Any
 
 import ptq4adm
 from ptq4adm.cli.options import add_output_options, print_result
-from ptq4adm.errors import MissingComponentError
+from ptq4adm.errors import DispatchTableError, MissingComponentError
 from ptq4adm.models import shipped_pipeline_path
 
 _PACKAGES = ("torch", "numpy", "diffusers", "transformers", "safetensors", "soundfile", "tqdm")
@@ -55,6 +55,8 @@ def examine() -> dict[str, Any]:
         if status.available:
             backend["self_test"] = self_test(status.name.value, status.device_type)
         backends.append(backend)
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    tables, are_tables_right = _dispatch_tables(devices)
     shipped = _shipped()
     disk = shutil.disk_usage(Path.cwd())
     is_healthy = all(b.get("self_test", "exact") == "exact" for b in backends)
@@ -71,11 +73,12 @@ def examine() -> dict[str, Any]:
             for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
             if key in os.environ
         },
-        "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda_devices": devices,
         "backends": backends,
+        "dispatch_tables": tables,
         "shipped_pipeline": shipped,
         "disk_free_bytes": disk.free,
-        "is_healthy": is_healthy and shipped["is_present"],
+        "is_healthy": is_healthy and are_tables_right and shipped["is_present"],
     }
 
 
@@ -123,6 +126,25 @@ def self_test(backend: str, device: str = "cpu") -> str:
         if not torch.equal(got.cpu().double(), exact):
             return f"w{bits}a8_conv2d differs from exact arithmetic; reinstall ptq4adm"
     return "exact"
+
+
+def _dispatch_tables(devices: list[str]) -> tuple[list[str], bool]:
+    """Which table of measured times holds for each GPU, and whether none of them is wrong."""
+    from ptq4adm.dispatch import VARIABLE, describe_table, files, load_table
+
+    named = Path(os.environ.get(VARIABLE, ""))
+    try:
+        lines = [describe_table(device) for device in dict.fromkeys(devices)]
+        if not devices:
+            lines = ["no CUDA device here, so none is used"]
+            if named.is_file():
+                table = load_table(named)
+                lines = [f"{named} is of {table.device} ({table.entries} entries); {lines[0]}"]
+            elif str(named) not in (".", files.OFF) and not named.exists():
+                return [f"{VARIABLE} = {str(named)!r}: there is no such file or folder"], False
+    except DispatchTableError as error:
+        return [str(error)], False
+    return lines, True
 
 
 def _shipped() -> dict[str, Any]:
@@ -176,6 +198,7 @@ def _format(report: dict[str, Any]) -> str:
         state = "yes" if backend["is_available"] else "no "
         test = f"; self-test: {backend['self_test']}" if "self_test" in backend else ""
         lines.append(f"backend {backend['name']:<10}{state}  {backend['detail']}{test}")
+    lines += [f"dispatch table: {line}" for line in report["dispatch_tables"]]
     shipped = report["shipped_pipeline"]
     size = f" ({shipped['bytes'] / 1e6:.1f} MB)" if shipped["is_present"] else ""
     lines.append(f"shipped pipeline: {shipped['detail']}{size}")

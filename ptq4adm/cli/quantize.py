@@ -171,9 +171,9 @@ def run(args: argparse.Namespace) -> int:
     resolve_backend(args.backend, args.device)
     set_threads(args.threads)
     start = time.monotonic()
-    folder = model_folder(args.model)
-    note(args, str(recognize(folder)))
-    pipe = load_pipeline(folder, device=args.device, **original_options(args))
+    model = model_folder(args.model)
+    note(args, str(recognize(model)))
+    pipe = load_pipeline(model, device=args.device, **original_options(args))
     calibration = _load_calibration(args)
     planned = plan(pipe, config, calibration)
     if args.dry_run:

@@ -1,4 +1,4 @@
-"""`ptq4adm tune`: measures tiles of the Triton kernels on this GPU and writes the fastest."""
+"""`ptq4adm tune`: measures tiles of a backend's kernels on this GPU and writes the fastest."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ def add_command(commands: Any) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
         "tune",
-        help="measure tiles of the Triton kernels on this GPU",
+        help="measure tiles of the kernels on this GPU",
         description="Compile, check and time tiles for the products of real models, and write the "
         "fastest where the kernels look them up. Products that are in the files are not measured "
         "again: an interrupted run goes on. A wrong result is not used; the exit code is 1 then.",
+    )
+    parser.add_argument(
+        "--backend", default="triton", metavar="NAME", help="triton (default) or cuda"
     )
     parser.add_argument(
         "--model",
@@ -52,7 +55,8 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--rehearse",
         action="store_true",
-        help="toy shapes in Triton's interpreter, without a GPU (TRITON_INTERPRET=1)",
+        help="toy shapes in Triton's interpreter and the emulator of CUDA, without a GPU "
+        "(TRITON_INTERPRET=1)",
     )
     add_output_options(parser)
     parser.set_defaults(
@@ -70,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         models=tuple(args.model or default.models),
         kinds=tuple(args.kind or default.kinds),
         bits=tuple(args.bits or default.bits),
+        backend=args.backend,
         output=args.output,
         is_quick=args.quick,
         is_rehearsal=args.rehearse,
@@ -77,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
         is_fresh=args.fresh,
         is_grouped=args.group_size is not None,
     )
-    note(args, "tune: in batches, each compiled on all cores first")
+    if args.backend == "triton":
+        note(args, "tune: in batches, each compiled on all cores first")
     save = None if args.results is None else partial(gpu_report.save_gpu, args.results)
     result = gpu_tune.run_tune(job, progress=not args.quiet, save=save)
     print_result(args, result, gpu_tune.format_tune(result))

@@ -26,7 +26,7 @@ from ptq4adm.integrations import register
 from ptq4adm.integrations.config import PTQ4ADMConfig
 from ptq4adm.models import find_adapter
 from ptq4adm.nn import StorageLayer, find_step, set_backend
-from ptq4adm.nn.base import find_wrong_multiplier
+from ptq4adm.nn.packed import find_wrong_multiplier
 from ptq4adm.packing.checkpoint import METADATA, check_names, expected_tensors
 from ptq4adm.packing.description import (
     QuantState,

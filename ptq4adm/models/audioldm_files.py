@@ -30,6 +30,7 @@ from ptq4adm.models import latent_vae, openai_unet
 from ptq4adm.models.assign import build
 from ptq4adm.models.original import (
     STATE_ENTRY,
+    check_vocabulary,
     find_checkpoint,
     fold_norms,
     load_tokenizer,
@@ -37,6 +38,7 @@ from ptq4adm.models.original import (
     make_scheduler,
     note_unknown,
     read_scale_factor,
+    tokenizer_places,
 )
 from ptq4adm.models.pickled import read_tensors, take
 
@@ -46,7 +48,7 @@ BETAS = (0.0015, 0.0195)
 # diffusers' conversion: latents of 128 rows, 5.12 s, when a caller names no length
 SAMPLE_SIZE = 128
 HEADS = ("diffusers", "original")
-TOKENIZER = "roberta-base"
+TOKENIZER = "FacebookAI/roberta-base"
 TEXT_PREFIX = "cond_stage_model.model."
 VOCODER_PREFIX = "first_stage_model.vocoder."
 _DIFFUSERS_HEADS = 8
@@ -89,13 +91,12 @@ def load_parts(
         raise ConfigError(f"heads = {heads!r}: expected {' or '.join(map(repr, HEADS))}")
     path = find_checkpoint(Path(path))
     source = str(path)
-    places = [path.parent / TOKENIZER] if tokenizer is None else [Path(tokenizer)]
-    tokens = load_tokenizer(places, TOKENIZER)
+    places = tokenizer_places(path.parent, TOKENIZER, tokenizer)
+    tokens = load_tokenizer(places, TOKENIZER, "RobertaTokenizerFast")
     tensors = read_tensors(path, STATE_ENTRY)
-    note_unknown(
-        tensors, ("model.", "model_ema.", "first_stage_model.", "cond_stage_model."), source
-    )
+    note_unknown(tensors, (latent_vae.PREFIX, TEXT_PREFIX), source)
     text_encoder = load_text_encoder(take(tensors, TEXT_PREFIX), source, dtype=dtype)
+    check_vocabulary(tokens, text_encoder.config.vocab_size, source)
     # RoBERTa counts positions from behind the id of its padding
     longest = text_encoder.config.max_position_embeddings - 2
     tokens.model_max_length = min(tokens.model_max_length, longest)

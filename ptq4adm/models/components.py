@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ptq4adm.errors import CheckpointError, MissingComponentError
+from ptq4adm.models.mapped import load_mapped
 
 INDEX_FILE = "model_index.json"
 # beside the components' entries: names with an underscore are passed over by diffusers
@@ -124,7 +125,8 @@ def load_component(folder: Path, name: str, entry: list[str], dtype: torch.dtype
         dtype: modules are converted to it.
 
     Returns:
-        The component; a module is in evaluation mode on the CPU.
+        The component; a module is in evaluation mode on the CPU, and weights that are stored in the
+        dtype stay in their file.
 
     Raises:
         MissingComponentError: if the subfolder or its weights are missing.
@@ -148,18 +150,21 @@ def load_component(folder: Path, name: str, entry: list[str], dtype: torch.dtype
     options = {} if entry[0] == "transformers" else {"low_cpu_mem_usage": False}
     try:
         with _quiet_libraries():
-            module, info = cls.from_pretrained(
-                path, local_files_only=True, output_loading_info=True, **options
-            )
+            module, missing = load_mapped(cls, path, dtype), []
+            if module is None:
+                module, info = cls.from_pretrained(
+                    path, local_files_only=True, output_loading_info=True, **options
+                )
+                missing = sorted(info["missing_keys"])
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"{path}: cannot load {entry[1]} ({error}); copy the model again"
         ) from error
-    if info["missing_keys"]:
+    if missing:
         # both libraries go on with random weights here
         raise CheckpointError(
-            f"{path}: weights of {entry[1]} lack {len(info['missing_keys'])} tensors, such as "
-            f"{sorted(info['missing_keys'])[0]!r}; the file does not belong to this config"
+            f"{path}: weights of {entry[1]} lack {len(missing)} tensors, such as {missing[0]!r}; "
+            "the file does not belong to this config"
         )
     # Module.to: the libraries' own warns about converting after loading, which is exact here
     nn.Module.to(module, dtype=dtype).requires_grad_(False).eval()

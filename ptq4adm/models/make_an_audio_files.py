@@ -25,12 +25,14 @@ from ptq4adm.models.assign import build
 from ptq4adm.models.openai_config import check_config
 from ptq4adm.models.original import (
     STATE_ENTRY,
+    check_vocabulary,
     find_checkpoint,
     load_tokenizer,
     make_positions,
     make_scheduler,
     note_unknown,
     read_scale_factor,
+    tokenizer_places,
 )
 from ptq4adm.models.pickled import read_tensors, take
 
@@ -39,7 +41,7 @@ BETAS = (0.00085, 0.012)
 LATENT_SIZE = (10, 80)  # mel bins and frames over 8; a clip of 10 s
 VOCODER_FOLDER = "bigvgan"
 CONFIG_FILE = "txt2audio_args.yaml"
-TOKENIZER = "bert-base-uncased"
+TOKENIZER = "google-bert/bert-base-uncased"
 TEXT_PREFIX = "cond_stage_model.caption_encoder."
 # what BERT would need for one vector a text, and a constant of older versions of transformers
 _UNUSED_TEXT = ("base.pooler.", "base.embeddings.position_ids")
@@ -69,21 +71,21 @@ def load_parts(
 
     checkpoint = find_checkpoint(Path(path))
     folder, source = checkpoint.parent, str(checkpoint)
-    places = [folder / TOKENIZER] if tokenizer is None else [Path(tokenizer)]
-    tokens = load_tokenizer(places, TOKENIZER)
+    places = tokenizer_places(folder, TOKENIZER, tokenizer)
+    tokens = load_tokenizer(places, TOKENIZER, "BertTokenizerFast")
     vocoder = load_bigvgan(folder / VOCODER_FOLDER, dtype=dtype)
     tensors = read_tensors(checkpoint, STATE_ENTRY)
-    note_unknown(
-        tensors, ("model.", "model_ema.", "first_stage_model.", "cond_stage_model."), source
-    )
+    note_unknown(tensors, (latent_vae.PREFIX, TEXT_PREFIX), source)
     vae = latent_vae.load_vae(
         take(tensors, latent_vae.PREFIX), read_scale_factor(tensors, source), source, dtype=dtype
     )
     _check_mel(vae, vocoder, source)
+    text_encoder = load_text_encoder(take(tensors, TEXT_PREFIX), source, dtype=dtype)
+    check_vocabulary(tokens, text_encoder.config.vocab_size, source)
     return {
         "unet": _load_unet(tensors, folder, source, dtype),
         "vae": vae,
-        "text_encoder": load_text_encoder(take(tensors, TEXT_PREFIX), source, dtype=dtype),
+        "text_encoder": text_encoder,
         "tokenizer": tokens,
         "scheduler": make_scheduler(tensors, *BETAS, source),
         "vocoder": vocoder,
@@ -92,7 +94,7 @@ def load_parts(
 
 def load_text_encoder(
     tensors: Mapping[str, Tensor], source: str, *, dtype: torch.dtype = torch.float32
-) -> nn.Module:
+) -> Any:
     """BERT and its projection as a `ClapTokenEncoder`.
 
     Args:

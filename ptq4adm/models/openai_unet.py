@@ -27,7 +27,7 @@ from ptq4adm.models.assign import build
 from ptq4adm.models.pickled import few
 
 PREFIX = "model.diffusion_model."
-_EMA_PREFIX = "model_ema."
+EMA_PREFIX = "model_ema."
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ def averaged(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """
     names = [name for name in tensors if name.startswith(PREFIX)]
     # stored without the dots, which training's buffers cannot have in their names
-    stored = {name: _EMA_PREFIX + name.removeprefix("model.").replace(".", "") for name in names}
+    stored = {name: EMA_PREFIX + name.removeprefix("model.").replace(".", "") for name in names}
     missing = [ema for ema in stored.values() if ema not in tensors]
     if missing or not names:
         raise CheckpointError(
@@ -261,7 +261,7 @@ def averaged(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
 
 def has_averaged(tensors: Mapping[str, Tensor]) -> bool:
     """Whether a state dict holds averaged weights of the UNet."""
-    return any(name.startswith(_EMA_PREFIX) for name in tensors)
+    return any(name.startswith(EMA_PREFIX) for name in tensors)
 
 
 def _levels(

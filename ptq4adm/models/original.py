@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ptq4adm.errors import CheckpointError, MissingComponentError
+from ptq4adm.models import openai_unet
 from ptq4adm.models.pickled import few, read_tensors
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ _SCHEDULE = (
 )
 STATE_ENTRY = "state_dict"  # of a checkpoint: beside it is what training needs to go on
 _SUFFIX = ".ckpt"
+# a tokenizer has one of them
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
 _BETA_TOLERANCE = 1e-4  # relative
 
 
@@ -82,10 +85,10 @@ def note_unknown(tensors: Mapping[str, Tensor], known: Sequence[str], source: st
 
     Args:
         tensors: the whole state dict.
-        known: prefixes of the parts.
+        known: prefixes of the parts beside the UNet.
         source: the file, for messages.
     """
-    parts = tuple(known)
+    parts = (openai_unet.PREFIX, openai_unet.EMA_PREFIX, *known)
     unknown = [n for n in tensors if not n.startswith(parts) and n not in _SCHEDULE]
     if unknown:
         logger.warning("%s: %d tensors are not used: %s", source, len(unknown), few(unknown))
@@ -217,28 +220,68 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_tokenizer(folders: Sequence[Path], what: str) -> Any:
-    """Load the tokenizer from the first of several folders that is there.
+def tokenizer_places(folder: Path, name: str, given: str | Path | None) -> list[Path]:
+    """Where a tokenizer may be: beside the weights, or in the hub's cache; nothing is downloaded.
 
     Args:
-        folders: where it may be.
+        folder: of the weights.
+        name: on the hub.
+        given: a folder that someone named, which is the only place then.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if given is not None:
+        return [Path(given)]
+    try:
+        cached = try_to_load_from_cache(name, "tokenizer_config.json")
+    except HFValidationError:  # a path, not a name of the hub
+        cached = None
+    beside = folder / Path(name).name
+    return [beside, Path(cached).parent] if isinstance(cached, str) else [beside]
+
+
+def load_tokenizer(folders: Sequence[Path], what: str, class_name: str = "AutoTokenizer") -> Any:
+    """Load the tokenizer from the first of several folders that has one.
+
+    Args:
+        folders: where its files may be.
         what: its public name, for messages.
+        class_name: its class in transformers, where the files may not say it.
 
     Raises:
-        MissingComponentError: if none of them is there.
+        MissingComponentError: if its files are in none of them.
         CheckpointError: if it cannot be loaded.
     """
-    from transformers import AutoTokenizer
+    import transformers
 
-    folder = next((folder for folder in folders if folder.is_dir()), None)
+    folder = next((f for f in folders if any((f / v).is_file() for v in _VOCABULARIES)), None)
     if folder is None:
-        places = " or ".join(str(folder) for folder in folders)
+        places = " or ".join(str(place) for place in folders)
         raise MissingComponentError(
-            f"no tokenizer in {places}; download {what} into one of them, or name its folder "
-            "(tokenizer=, --tokenizer)"
+            f"no tokenizer in {places} (a {', '.join(_VOCABULARIES)}); download {what} into the "
+            "folder, or name another (tokenizer=, --tokenizer)"
         )
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return getattr(transformers, class_name).from_pretrained(folder, local_files_only=True)
     # by its class, and by what is broken, a tokenizer raises any of these
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}: cannot load the tokenizer ({error})") from error
+
+
+def check_vocabulary(tokenizer: Any, size: int, source: str) -> None:
+    """Refuse a tokenizer of another text encoder.
+
+    Args:
+        tokenizer: any.
+        size: tokens that the text encoder knows.
+        source: file of the text encoder, for messages.
+
+    Raises:
+        CheckpointError: if there are tokens that the text encoder does not know.
+    """
+    if len(tokenizer) > size:
+        raise CheckpointError(
+            f"{source}: its text encoder knows {size} tokens, the tokenizer has {len(tokenizer)}; "
+            "it is another model's"
+        )

@@ -8,6 +8,7 @@ the weights, as keys: a name is harmless, and stands for nothing here; a call of
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,7 +27,18 @@ from ptq4adm.errors import (
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 # what torch raises for a broken or forbidden file, by version and by how it is broken
-_FAILURES = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError)
+_FAILURES = (
+    pickle.UnpicklingError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    struct.error,
+    TypeError,
+    ValueError,
+)
 
 
 def read_tensors(path: str | Path, entry: str | None = None) -> dict[str, Tensor]:

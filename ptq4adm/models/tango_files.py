@@ -29,7 +29,7 @@ from ptq4adm.models import latent_vae
 from ptq4adm.models.assign import build
 from ptq4adm.models.audioldm_files import load_vocoder
 from ptq4adm.models.components import read_json
-from ptq4adm.models.original import load_tokenizer
+from ptq4adm.models.original import check_vocabulary, load_tokenizer, tokenizer_places
 from ptq4adm.models.pickled import few, read_tensors, take
 
 MAIN_CONFIG, VAE_CONFIG, STFT_CONFIG = "main_config.json", "vae_config.json", "stft_config.json"
@@ -112,10 +112,12 @@ def load_parts(
     main_path = _find_weights(folder, MAIN_WEIGHTS)
     tensors = read_tensors(main_path)
     _check_parts(tensors, str(main_path))
+    text_encoder = _load_text_encoder(tensors, str(main_path))
+    check_vocabulary(tokens, text_encoder.config.vocab_size, str(main_path))
     return {
         "unet": _load_unet(tensors, unet_config, str(main_path), dtype),
         "vae": vae,
-        "text_encoder": _load_text_encoder(tensors, str(main_path)),
+        "text_encoder": text_encoder,
         "tokenizer": tokens,
         "scheduler": scheduler,
         "vocoder": vocoder,
@@ -185,25 +187,10 @@ def _load_tokenizer(folder: Path, main: Mapping[str, Any], tokenizer: str | Path
         raise UnsupportedModelError(
             f"{folder / MAIN_CONFIG}: text_encoder_name is {name!r}, TANGO's is {TOKENIZER!r}"
         )
-    places = [Path(tokenizer)] if tokenizer is not None else [folder / Path(name).name]
-    if tokenizer is None and (cached := _cached_folder(name)) is not None:
-        places.append(cached)
-    tokens = load_tokenizer(places, name)
+    tokens = load_tokenizer(tokenizer_places(folder, name, tokenizer), name)
     # a tokenizer without a limit of its own says 10^30
     tokens.model_max_length = min(tokens.model_max_length, MAX_TOKENS)
     return tokens
-
-
-def _cached_folder(name: str) -> Path | None:
-    """Where the hub's cache has a tokenizer; nothing is downloaded."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(name, "tokenizer_config.json")
-    except HFValidationError:  # a path, not a name of the hub
-        return None
-    return Path(found).parent if isinstance(found, str) else None
 
 
 def _check_mel(stft: Mapping[str, Any], vocoder: Any, folder: Path) -> None:
@@ -257,7 +244,7 @@ def _load_unet(
     return build(make, own, source, dtype=dtype, file_name=lambda name: UNET_PREFIX + name)
 
 
-def _load_text_encoder(tensors: Mapping[str, Tensor], source: str) -> nn.Module:
+def _load_text_encoder(tensors: Mapping[str, Tensor], source: str) -> Any:
     """The encoder of a FLAN-T5, whose sizes its weights say."""
     from transformers import T5EncoderModel
 

@@ -7,13 +7,15 @@ from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
 from ptq4adm import ops
 from ptq4adm.errors import ShapeError, UnsupportedLayerError
-from ptq4adm.nn.base import QuantizedLayer, check_float_layer
+from ptq4adm.nn.base import QuantizedLayer
 from ptq4adm.nn.gradient import channel_scales, needs_gradient, straight_through
 from ptq4adm.nn.options import LayerOptions, activation_buckets
+from ptq4adm.nn.storage import check_float_layer
 from ptq4adm.nn.timestep import StepIndex
 from ptq4adm.ops.arguments import Conv2dKeywords
 from ptq4adm.packing.layout import KLayout
@@ -114,6 +116,18 @@ def unsupported_reason(layer: nn.Module) -> str | None:
     return padding_reason(layer)
 
 
+def measured_kind(shape: ConvShape) -> str | None:
+    """What tables of measured times call a convolution, or None if they hold none like it."""
+    if shape.dilation != (1, 1) or shape.groups != 1:
+        return None
+    kinds = {
+        ((1, 1), (1, 1)): "conv1x1",
+        ((3, 3), (1, 1)): "conv3x3",
+        ((3, 3), (2, 2)): "conv3x3-stride2",
+    }
+    return kinds.get((shape.kernel_size, shape.stride))
+
+
 class QuantizedConv2d(QuantizedLayer):
     """Drop-in for `nn.Conv2d`; use `W4A8Conv2d` or `W8A8Conv2d`.
 
@@ -143,7 +157,11 @@ class QuantizedConv2d(QuantizedLayer):
             )
         layout = KLayout(segments or (shape.in_channels,), shape.kernel_size)
         super().__init__(
-            layout, shape.out_channels, has_bias=bias, options=options or LayerOptions()
+            layout,
+            shape.out_channels,
+            has_bias=bias,
+            options=options or LayerOptions(),
+            kind=measured_kind(shape),
         )
         self.shape = shape
         # under the names that nn.Conv2d has, for code that asks
@@ -207,6 +225,12 @@ class QuantizedConv2d(QuantizedLayer):
                 f"{type(self).__name__}: got input {list(x.shape)}, needs [B, C, H, W]"
             )
         self.check_input(x, 1)
+        if self.is_float:
+            x = x.contiguous(memory_format=torch.channels_last)
+            s = self.shape
+            return functional.conv2d(
+                x, *self.float_tensors(x.dtype), s.stride, s.padding, s.dilation
+            )
         return straight_through(self, x) if needs_gradient(x) else self.compute(x)
 
     def compute(self, x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from ptq4adm.nn.conv import QuantizedConv2d
 from ptq4adm.nn.forwards import are_all_watched, find_watcher
 from ptq4adm.nn.linear import QuantizedLinear
 from ptq4adm.nn.replace import scheme_of
+from ptq4adm.ops import quantizers_of
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +134,8 @@ def layer_reason(layer: nn.Module | None, operator: str) -> str:
     if not isinstance(layer, (QuantizedLinear, QuantizedConv2d)):
         scheme = None if layer is None else scheme_of(layer)
         return f"it is {type(layer).__name__ if scheme is None else scheme}, not W4A8 or W8A8"
+    if layer.is_float:
+        return f"it runs in float16 ({layer.backend_reason})"
     if len(layer.layout.segments) != 1:
         return f"its input has {len(layer.layout.segments)} activation scales"
     return missing_operator(operator, layer.backend, layer.w_scale.device.type)
@@ -241,7 +244,8 @@ def feed_forward(norm: Any, gate: QuantizedLinear, project: QuantizedLinear, x: 
     """
     table, step = project.static_scale()
     dtype = x.dtype
-    if table is not None and gate.backend == project.backend:
+    is_shared = quantizers_of(gate.backend) == quantizers_of(project.backend)
+    if table is not None and is_shared:
         (x_q,) = layernorm_project(norm, (gate,), x, gated_for=project)
         return project.matmul(x_q, table, step=step, out_dtype=dtype, residual=x)
     (gated,) = layernorm_project(norm, (gate,), x)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ptq4adm.errors import NonFiniteError
-from ptq4adm.nn.base import StorageLayer, check_float_layer
 from ptq4adm.nn.conv import ConvShape
+from ptq4adm.nn.storage import StorageLayer, check_float_layer
 
 LinearSelf = TypeVar("LinearSelf", bound="HalfLinear")
 ConvSelf = TypeVar("ConvSelf", bound="HalfConv2d")

@@ -28,9 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from ptq4adm.errors import ConfigError, MixedTimestepError, ShapeError, UnsupportedModelError
-from ptq4adm.nn.base import QuantizedLayer, tensor_version
+from ptq4adm.nn.base import QuantizedLayer
 from ptq4adm.nn.forwards import HoistedForward, are_all_watched, find_watcher, is_hoisted
 from ptq4adm.nn.half import HalfLinear
+from ptq4adm.nn.storage import tensor_version
 from ptq4adm.nn.weight_only import W8Linear
 from ptq4adm.quant.buckets import find_timestep, single_timestep
 

@@ -6,12 +6,14 @@ from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ptq4adm import ops
-from ptq4adm.nn.base import QuantizedLayer, check_float_layer
+from ptq4adm.nn.base import QuantizedLayer
 from ptq4adm.nn.decoded import DecodedWeight
 from ptq4adm.nn.gradient import channel_scales, needs_gradient, straight_through
 from ptq4adm.nn.options import LayerOptions, activation_buckets
+from ptq4adm.nn.storage import check_float_layer
 from ptq4adm.nn.timestep import StepIndex
 from ptq4adm.ops.arguments import LinearKeywords
 from ptq4adm.packing.layout import KLayout
@@ -43,7 +45,9 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
         options: LayerOptions | None = None,
     ) -> None:
         layout = KLayout(segments or (in_features,))
-        super().__init__(layout, out_features, has_bias=bias, options=options or LayerOptions())
+        super().__init__(
+            layout, out_features, has_bias=bias, options=options or LayerOptions(), kind="linear"
+        )
         self.in_features = in_features
 
     @classmethod
@@ -110,6 +114,9 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] to [..., N]."""
         self.check_input(x, -1)
+        if self.is_float:
+            weight, bias = self.float_tensors(x.dtype)
+            return functional.linear(x, weight.flatten(1), bias)
         return straight_through(self, x) if needs_gradient(x) else self.compute(x)
 
     def compute(self, x: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from ptq4adm.config import Scheme
 from ptq4adm.errors import NonFiniteError, UnsupportedLayerError
-from ptq4adm.nn.base import StorageLayer
 from ptq4adm.nn.conv import ConvShape, W4A8Conv2d, W8A8Conv2d
 from ptq4adm.nn.forwards import find_watcher, is_hoisted
 from ptq4adm.nn.half import HalfConv2d, HalfLinear
 from ptq4adm.nn.linear import W4A8Linear, W8A8Linear
 from ptq4adm.nn.options import LayerOptions
+from ptq4adm.nn.storage import StorageLayer
 from ptq4adm.nn.timestep import StepHook, StepIndex
 from ptq4adm.nn.weight_only import W8Linear
 

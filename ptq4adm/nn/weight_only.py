@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ptq4adm.nn.base import StorageLayer, check_float_layer
 from ptq4adm.nn.decoded import DecodedWeight
+from ptq4adm.nn.storage import StorageLayer, check_float_layer
 from ptq4adm.quant.affine import QuantizedRows, quantize_rows
 
 Self = TypeVar("Self", bound="W8Linear")

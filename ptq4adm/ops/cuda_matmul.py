@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ptq4adm.errors import BackendUnavailableError, ConfigError, ShapeError
-from ptq4adm.kernels.launch import multiprocessors
+from ptq4adm.kernels.launch import capability, device_name, multiprocessors
 from ptq4adm.kernels.split_k import first_splits, workspace
-from ptq4adm.ops import cuda_backend
+from ptq4adm.kernels.tuning import Problem
+from ptq4adm.ops import cuda_backend, cuda_tiles
 from ptq4adm.ops.arguments import (
     MOST_ELEMENTS,
     OUT_DTYPES,
@@ -128,6 +129,46 @@ def choose_tile(M: int, N: int, steps: int, processors: int) -> CudaTile:
     return min((CudaTile(*size, split) for size in _TILE_WORTH for split in splits), key=cost)
 
 
+def find_tile(problem: Problem) -> CudaTile:
+    """Return the tile of a product: measured, if there is one for its class, else counted.
+
+    Args:
+        problem: the product; its ``capability`` 0 stands for the emulator.
+
+    Raises:
+        ConfigError: if the GPU's file of tiles is broken, or holds a tile that there is not.
+    """
+    measured = cuda_tiles.find(problem)
+    if measured is None:
+        steps = problem.K // BLOCK_K
+        return choose_tile(problem.M, problem.N, steps, problem.multiprocessors)
+    size = (measured.block_m, measured.block_n)
+    if measured.family != cuda_tiles.SM80 or size not in _TILE_WORTH:
+        path = cuda_tiles.config_file(problem.device)
+        raise ConfigError(
+            f"{path}: {measured}: this version has no such tile; run ptq4adm tune --backend cuda "
+            "--fresh"
+        )
+    return CudaTile(*size, measured.split_k)
+
+
+def _problem(call: Matmul, params: Any, is_convolution: bool) -> Problem:
+    """What the tile of a product is looked up by."""
+    device = call.x_q.device
+    is_gpu = device.type == "cuda"  # else the emulator's, on CPU tensors
+    return Problem(
+        kernel=f"w{call.bits}a8_{'conv2d' if is_convolution else 'gemm'}",
+        M=params.M,
+        N=params.N,
+        channels=tuple(blocks * BLOCK_K for blocks in params.blocks if blocks),
+        is_gated=call.options.geglu,
+        is_grouped=call.options.w_mult is not None,
+        capability=capability(device) if is_gpu else 0,
+        multiprocessors=multiprocessors(device),
+        device=device_name(device) if is_gpu else "interpreter",
+    )
+
+
 def _product(
     call: Matmul, shape: tuple[int, ...], geometry: Conv2dGeometry | None, tile: CudaTile | None
 ) -> Tensor:
@@ -206,7 +247,7 @@ def _run(
     params = arguments.params
     steps = params.blocks[0] + params.blocks[1]
     if tile is None:
-        tile = choose_tile(params.M, params.N, steps, multiprocessors(call.x_q.device))
+        tile = find_tile(_problem(call, params, is_convolution))
     elif not 1 <= tile.split_k <= steps:
         raise ConfigError(f"split_k = {tile.split_k}: there are {steps} steps of 64 k")
     _put_split(arguments, tile, call.x_q.device)

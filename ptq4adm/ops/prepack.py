@@ -22,6 +22,8 @@ A backend's order is never saved: modules invert it in ``state_dict``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,16 @@ from ptq4adm.packing.layout import BLOCK_K, KLayout, pack_int4, unpack_int4
 PANEL_N = 16  # output channels of one panel of cpu, one unit of cuda
 CANONICAL_BACKENDS = ("reference", "triton")  # these read the weight as it is stored
 PANEL_BACKENDS = ("cpu", "cuda")  # these read 16 channels at a time
+
+# nibbles of a 32-bit word
+_LOW, _HIGH = 0x0F0F0F0F, 0xF0F0F0F0 - (1 << 32)
+_OFFSET = 0x88888888 - (1 << 32)  # turns two's complement into w + 8, and back
+_HALF = PANEL_N // 2
+_WORDS = BLOCK_K // 2 // 4  # 32-bit words of a block of a row
+# bytes rearranged at once: they stay in the cache, and are so few (under 32768 words) that torch
+# takes one thread; waiting for a second one, part after part, takes longer than the work, and ten
+# times as long on a busy machine
+_PART_BYTES = 1 << 17
 
 
 def packed_shape(bits: int, out_features: int, k_padded: int, backend: str) -> tuple[int, int]:
@@ -80,18 +92,16 @@ def prepack(qweight: Tensor, *, bits: int, layout: KLayout, backend: str) -> Ten
     packed_shape(bits, out_features, layout.k_padded, backend)  # an unknown backend raises
     if backend in CANONICAL_BACKENDS:
         return qweight
-    padding = (0, 0, 0, -out_features % PANEL_N)
+    rest = -out_features % PANEL_N
+    if rest:
+        # channels of zeros, in four bits as in eight
+        qweight = torch.nn.functional.pad(qweight, (0, 0, 0, rest))
     if backend == "cuda":
-        w_q = unpack_int4(qweight) if bits == 4 else qweight
-        return _to_fragments(torch.nn.functional.pad(w_q, padding), bits)
+        return _to_fragments(unpack_int4(qweight) if bits == 4 else qweight, bits)
     # four k of a channel move as one 32-bit word
     if bits == 4:
-        w_q = torch.nn.functional.pad(unpack_int4(qweight), padding) + 8
-        words = w_q.view(torch.int32).reshape(-1, 2, PANEL_N // 2, layout.k_padded // 4)
-        low, high = words.unbind(1)  # [N / 16, 8, Kp / 4] each
-        return (low | (high << 4)).transpose(1, 2).contiguous().view(torch.uint8).flatten(1)
-    w_q = torch.nn.functional.pad(qweight, padding)
-    words = w_q.view(torch.int32).reshape(-1, PANEL_N, layout.k_padded // 4)
+        return _to_panels(qweight)
+    words = qweight.contiguous().view(torch.int32).reshape(-1, PANEL_N, layout.k_padded // 4)
     return words.transpose(1, 2).contiguous().view(torch.int8).flatten(1)
 
 
@@ -121,13 +131,47 @@ def to_canonical(
         w_q = _from_fragments(packed, bits, layout.k_padded)[:out_features].contiguous()
         return pack_int4(w_q) if bits == 4 else w_q
     if bits == 4:
-        words = packed.contiguous().view(torch.int32).reshape(-1, layout.k_padded // 4, 8)
-        both = torch.stack((words & 0x0F0F0F0F, (words >> 4) & 0x0F0F0F0F), dim=1)
-        w_q = both.transpose(2, 3).contiguous().view(torch.int8)  # [N / 16, 2, 8, Kp]
-        return pack_int4(w_q.reshape(-1, layout.k_padded)[:out_features] - 8)
+        return _from_panels(packed.contiguous())[:out_features].contiguous()
     words = packed.contiguous().view(torch.int32).reshape(-1, layout.k_padded // 4, PANEL_N)
     w_q = words.transpose(1, 2).contiguous().view(torch.int8).reshape(-1, layout.k_padded)
     return w_q[:out_features].contiguous()
+
+
+def _to_panels(qweight: Tensor) -> Tensor:
+    """Bring uint8 [N, Kp / 2], N in whole panels, into order ``cpu``.
+
+    A word of a row holds k and k + 32 of a block, a word of a panel channels c and c + 8: the low
+    nibbles of two rows make one word, their high nibbles the word 32 k later.
+    """
+    panels, blocks = qweight.shape[0] // PANEL_N, 2 * qweight.shape[1] // BLOCK_K
+    rows = qweight.contiguous().view(torch.int32).view(panels, 2, _HALF, blocks, _WORDS)
+    words = rows.new_empty(panels, blocks, 2, _WORDS, _HALF)
+    for part in _parts(panels, qweight.shape[1]):
+        first, second = rows[part].unbind(1)  # [panels, 8, Kp / 64, 8] each
+        low = (first & _LOW) | ((second & _LOW) << 4)
+        high = ((first >> 4) & _LOW) | (second & _HIGH)
+        words[part, :, 0] = (low ^ _OFFSET).permute(0, 2, 3, 1)
+        words[part, :, 1] = (high ^ _OFFSET).permute(0, 2, 3, 1)
+    return words.view(torch.uint8).view(panels, -1)
+
+
+def _from_panels(packed: Tensor) -> Tensor:
+    """Undo ``_to_panels``: uint8 [N in whole panels, Kp / 2]."""
+    panels, blocks = packed.shape[0], packed.shape[1] // (_HALF * BLOCK_K)
+    words = packed.view(torch.int32).view(panels, blocks, 2, _WORDS, _HALF)
+    rows = words.new_empty(panels, 2, _HALF, blocks, _WORDS)
+    for part in _parts(panels, packed.shape[1] // PANEL_N):
+        # [panels, 8, Kp / 64, 8] each
+        low, high = ((words[part, :, i] ^ _OFFSET).permute(0, 3, 1, 2) for i in range(2))
+        rows[part, 0] = (low & _LOW) | ((high & _LOW) << 4)
+        rows[part, 1] = ((low >> 4) & _LOW) | (high & _HIGH)
+    return rows.view(torch.uint8).view(panels * PANEL_N, -1)
+
+
+def _parts(panels: int, row_bytes: int) -> Iterator[slice]:
+    """Slices of the panels that are rearranged at once."""
+    count = max(1, _PART_BYTES // max(1, PANEL_N * row_bytes))
+    return (slice(start, start + count) for start in range(0, panels, count))
 
 
 def _to_fragments(w_q: Tensor, bits: int) -> Tensor:

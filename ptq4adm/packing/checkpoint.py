@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from ptq4adm.config import FORMAT_VERSION, METHOD
 from ptq4adm.errors import (
@@ -43,6 +43,7 @@ from ptq4adm.packing.description import (
     mark_quantized,
     quantization_config,
 )
+from ptq4adm.packing.portions import fill
 from ptq4adm.packing.weight_files import WEIGHTS_FILE, find_weight_files
 
 __all__ = [
@@ -138,8 +139,7 @@ def load_denoiser(
     state = build_layers(
         denoiser, described, where=str(folder / CONFIG_FILE), backend=backend, device=device
     )
-    tensors = _read_tensors(find_weight_files(folder, variant), denoiser, dtype, device)
-    denoiser.load_state_dict(tensors, strict=True, assign=True)
+    _load_tensors(find_weight_files(folder, variant), denoiser, dtype, device)
     mark_quantized(denoiser, state)
     fuse_blocks(denoiser)
     return denoiser.requires_grad_(False).eval()
@@ -210,26 +210,24 @@ def expected_tensors(
     return expected
 
 
-def _read_tensors(
+def _load_tensors(
     paths: Sequence[Path], denoiser: nn.Module, dtype: torch.dtype, device: torch.device | str
-) -> dict[str, Tensor]:
-    """All tensors of the files, after their headers were compared with what the model needs."""
+) -> None:
+    """Fill the model from the files, after their headers were compared with what it needs."""
     expected = expected_tensors(denoiser)
     path = paths[0]
+    files: dict[str, Path] = {}
     try:
         with ExitStack() as stack:
             stored: dict[str, Any] = {}
-            files: dict[str, Any] = {}
             for path in paths:
                 file = stack.enter_context(safe_open(path, framework="pt", device=str(device)))
-                names = list(file.keys())
-                stored.update((name, file.get_slice(name)) for name in names)
-                files.update(dict.fromkeys(names, file))
+                for name in file.keys():
+                    stored[name], files[name] = file.get_slice(name), path
             _check_tensors(paths[0], stored, expected)
-            return {
-                name: files[name].get_tensor(name).to(fixed or dtype)
-                for name, (_, fixed) in expected.items()
-            }
+            # closed first: what was read of a mapped file counts as memory until then
+            del stored, file
+        fill(denoiser, expected, files, dtype=dtype, device=device)
     except (SafetensorError, OSError) as error:
         raise TruncatedCheckpointError(
             f"{path}: cut short or damaged ({error}); copy the model again"

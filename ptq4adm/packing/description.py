@@ -21,7 +21,7 @@ from ptq4adm.errors import (
     ConfigError,
     UnknownBackendError,
 )
-from ptq4adm.nn import StepIndex, StorageLayer, attach_step_hook, find_step
+from ptq4adm.nn import QuantizedLayer, StepIndex, StorageLayer, attach_step_hook, find_step
 from ptq4adm.nn.fuse import unfuse_blocks
 from ptq4adm.nn.replace import dequantize_layers, empty_layer, replace_layers, scheme_of
 from ptq4adm.nn.timestep import TimestepBuckets
@@ -122,6 +122,7 @@ def quantization_config(denoiser: nn.Module) -> dict[str, Any]:
     schemes: dict[str, list[str]] = {}
     segments: dict[str, list[int]] = {}
     dynamic: list[str] = []
+    rows: dict[str, int] = {}
     for name, module in denoiser.named_modules():
         scheme = scheme_of(module)
         if scheme is None:
@@ -132,6 +133,8 @@ def quantization_config(denoiser: nn.Module) -> dict[str, Any]:
             segments[name] = list(layout.segments)
         if scheme in (Scheme.W4A8, Scheme.W8A8) and not getattr(module, "is_static", False):
             dynamic.append(name)
+        if isinstance(module, QuantizedLayer) and module.rows is not None:
+            rows[name] = module.rows
     step = find_step(denoiser)
     buckets = None
     if step is not None:
@@ -148,6 +151,7 @@ def quantization_config(denoiser: nn.Module) -> dict[str, Any]:
         "dynamic": dynamic,
         "buckets": buckets,
         "calibration": state.calibration,
+        **({"rows": rows} if rows else {}),
     }
 
 
@@ -227,6 +231,7 @@ def _replace_with_empty(
     group_size = described["config"].get("group_size")
     dynamic = set(described["dynamic"])
     modules = dict(denoiser.named_modules())
+    rows = described.get("rows", {})
     replacements = {}
     for scheme, names in described["schemes"].items():
         for name in names:
@@ -244,4 +249,20 @@ def _replace_with_empty(
                 backend=backend,
                 device=device,
             )
+            if name in rows:
+                _expect_rows(name, replacements[name], rows[name])
+    unknown = sorted(set(rows) - set(replacements))
+    if unknown:
+        raise CheckpointError(
+            f"quantization_config: rows of layer {unknown[0]!r}, which `schemes` does not name"
+        )
     replace_layers(denoiser, replacements)
+
+
+def _expect_rows(name: str, layer: nn.Module, rows: Any) -> None:
+    if not isinstance(layer, QuantizedLayer) or type(rows) is not int or rows < 1:
+        raise CheckpointError(
+            f"quantization_config: rows of layer {name!r} = {rows!r}, needs a whole number of at "
+            "least 1 of a W4A8 or W8A8 layer"
+        )
+    layer.expect_rows(rows)

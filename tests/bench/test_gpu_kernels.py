@@ -11,6 +11,7 @@ import torch
 from ptq4adm import ops
 from ptq4adm.bench import gpu_kernels
 from ptq4adm.bench.gpu_activations import activation_variants
+from ptq4adm.bench.gpu_backends import Backends
 from ptq4adm.bench.gpu_calls import layer_geometry
 from ptq4adm.bench.gpu_faults import describe_fault, exit_code
 from ptq4adm.bench.gpu_kernels import GpuJob, make_row, measure_layer, run_gpu_kernels
@@ -35,6 +36,7 @@ interpreted = pytest.mark.skipif(
 CPU = torch.device("cpu")
 PRODUCTS = [layer for layer in TOY_LAYERS if layer.is_product]
 ACTIVATIONS = [layer for layer in TOY_LAYERS if not layer.is_product]
+TRITON = Backends(("triton",))
 PEAKS = {"copy": 1e12, "int8": 1e15, "fp16": 5e14}
 
 
@@ -45,8 +47,8 @@ def by_kind(layer: GpuLayer) -> str:
 @pytest.mark.parametrize("layer", PRODUCTS, ids=by_kind)
 @pytest.mark.parametrize("bits", [4, 8])
 def test_exact_rows_are_the_reference(layer: GpuLayer, bits: int) -> None:
-    problem = GpuProblem(layer, CPU, backend="reference")
-    weight = problem.packed(bits, 0)
+    problem = GpuProblem(layer, CPU)
+    weight = problem.packed(bits, 0, "reference")
     one, options = torch.ones(1), MatmulOptions()
     call = Matmul(bits, problem.x_q, one, weight.qweight, weight.w_scale, options)
     geometry = layer_geometry(layer)
@@ -60,7 +62,7 @@ def test_exact_rows_are_the_reference(layer: GpuLayer, bits: int) -> None:
 
 @pytest.mark.parametrize("layer", PRODUCTS, ids=by_kind)
 def test_variants_on_the_reference_backend_pass_their_checks(layer: GpuLayer) -> None:
-    variants = product_variants(GpuProblem(layer, CPU, backend="reference"))
+    variants = product_variants(GpuProblem(layer, CPU), ("reference",))
     names = [variant.name for variant in variants]
     assert names[:3] == ["torch-fp16", "quantize", "w4a8"]
     assert ("w4a8-geglu-int8" in names) == layer.is_gated
@@ -76,14 +78,14 @@ def test_norms_and_gates_on_the_reference_backend(layer: GpuLayer) -> None:
 
 def test_checked_rows_hold_the_first_and_the_last() -> None:
     layer = GpuLayer("toy", LayerShape(LINEAR, 1, 1000, 1, 64, 16), 1)
-    rows = GpuProblem(layer, CPU, backend="reference").rows
+    rows = GpuProblem(layer, CPU).rows
     assert (len(rows), int(rows[0]), int(rows[-1])) == (ROWS, 0, 999)
     assert len(set(rows.tolist())) == ROWS
 
 
 def test_copies_are_equal_and_elsewhere() -> None:
-    problem = GpuProblem(PRODUCTS[0], CPU, backend="reference")
-    first, other = problem.packed(4, 0), problem.packed(4, 2)
+    problem = GpuProblem(PRODUCTS[0], CPU)
+    first, other = problem.packed(4, 0, "reference"), problem.packed(4, 2, "reference")
     assert first.qweight.equal(other.qweight)
     assert first.qweight.data_ptr() != other.qweight.data_ptr()
     one, two = problem.float_weight(0), problem.float_weight(1)
@@ -95,7 +97,7 @@ def test_copies_are_equal_and_elsewhere() -> None:
 @interpreted
 @pytest.mark.parametrize("layer", [PRODUCTS[4], PRODUCTS[5], ACTIVATIONS[2]], ids=by_kind)
 def test_a_rehearsed_layer_has_a_row_for_each_variant(layer: GpuLayer) -> None:
-    rows = measure_layer(GpuJob(seconds=0.0), layer, HostTimer(), PEAKS)
+    rows = measure_layer(GpuJob(seconds=0.0), layer, TRITON, HostTimer(), PEAKS)
     base = next(row for row in rows if row["variant"] == "torch-fp16")
     assert base["ratio_fp16"] == 1.0
     for row in rows:
@@ -110,7 +112,8 @@ def test_a_rehearsed_layer_has_a_row_for_each_variant(layer: GpuLayer) -> None:
 def test_a_rehearsal_runs_every_kind_and_says_what_is_missing() -> None:
     kinds = ("conv3x3", "linear", "layernorm", "groupnorm-silu", "geglu")
     result = run_gpu_kernels(
-        GpuJob(kinds=kinds, bits=(4,), is_rehearsal=True, seconds=0.0), progress=False
+        GpuJob(kinds=kinds, bits=(4,), backends=("triton",), is_rehearsal=True, seconds=0.0),
+        progress=False,
     )
     assert {row["kind"] for row in result["rows"]} == {*kinds, "linear-geglu"}
     assert {row["model"] for row in result["rows"]} == {"toy"}
@@ -122,7 +125,13 @@ def test_a_rehearsal_runs_every_kind_and_says_what_is_missing() -> None:
 
 @interpreted
 def test_a_deadline_leaves_shapes_out_and_says_so() -> None:
-    job = GpuJob(kinds=("layernorm", "geglu"), is_rehearsal=True, seconds=0.0, deadline=0.0)
+    job = GpuJob(
+        kinds=("layernorm", "geglu"),
+        backends=("triton",),
+        is_rehearsal=True,
+        seconds=0.0,
+        deadline=0.0,
+    )
     result = run_gpu_kernels(job, progress=False)
     assert result["rows"] == []
     assert len(result["left_out"]) == 2
@@ -170,14 +179,14 @@ def test_a_failed_variant_is_a_row_without_time_beside_the_others(
     monkeypatch.setattr(HostTimer, "time", spy)
     rows = {
         row["variant"]: row
-        for row in measure_layer(GpuJob(seconds=0.0), PRODUCTS[4], HostTimer(), PEAKS)
+        for row in measure_layer(GpuJob(seconds=0.0), PRODUCTS[4], TRITON, HostTimer(), PEAKS)
     }
     assert rows["w4a8"]["failed"].startswith(reason)
     assert "us" not in rows["w4a8"]
     assert rows["w4a8"]["ratio_fp16"] == ""
-    assert "w4a8" not in timed
+    assert "w4a8 triton" not in timed
     for name in ("torch-fp16", "quantize", "w8a8"):
-        assert name in timed
+        assert {name, f"{name} triton"} & set(timed)
         assert rows[name]["us"] > 0
         assert rows[name]["failed"] == ""
 
@@ -187,7 +196,7 @@ def test_a_layer_whose_tensors_cannot_be_made_is_a_row(monkeypatch: pytest.Monke
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(gpu_kernels, "GpuProblem", no_memory)
-    (row,) = measure_layer(GpuJob(seconds=0.0), PRODUCTS[4], HostTimer(), PEAKS)
+    (row,) = measure_layer(GpuJob(seconds=0.0), PRODUCTS[4], TRITON, HostTimer(), PEAKS)
     assert row["variant"] == gpu_kernels.SETUP
     assert "out of memory" in row["failed"]
 
@@ -212,13 +221,19 @@ def test_rows_are_handed_out_as_they_are_measured(monkeypatch: pytest.MonkeyPatc
         assert run["device"] == "interpreter"
         saved.extend((name, len(rows)) for name, rows in tables.items())
 
-    job = GpuJob(kinds=("linear", "layernorm"), bits=(4,), is_rehearsal=True, seconds=0.0)
+    job = GpuJob(
+        kinds=("linear", "layernorm"),
+        bits=(4,),
+        backends=("triton",),
+        is_rehearsal=True,
+        seconds=0.0,
+    )
     result = run_gpu_kernels(job, progress=False, save=save)
     assert [name for name, _ in saved] == ["gpu-peaks.csv", *["gpu-kernels.csv"] * 3]
     assert sum(count for _, count in saved[1:]) == len(result["rows"])
     assert len(result["failed"]) == 2  # without and with the gate
     assert exit_code(result) == 1
-    assert "FAILED: linear 18x64->48 w4a8: BenchmarkError" in format_gpu(result)
+    assert "FAILED: linear 18x64->48 w4a8 triton: BenchmarkError" in format_gpu(result)
 
 
 def test_a_lost_gpu_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

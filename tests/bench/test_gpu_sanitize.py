@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from ptq4adm.bench import gpu_emulation
 from ptq4adm.bench.gpu_calls import ProductCall
 from ptq4adm.kernels import launch
+from ptq4adm.ops import cuda_matmul, triton_matmul
 from ptq4adm.ops.arguments import MatmulOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +75,7 @@ def test_a_case_takes_its_ways(name: str) -> None:
 def test_a_wrong_case_is_said_and_does_not_stop_the_next(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exact = sanitize.triton_matmul.accumulate_linear
+    exact = triton_matmul.accumulate_linear
 
     def wrong(call: Any, config: Any) -> list[torch.Tensor]:
         sums = exact(call, config)
@@ -80,7 +83,7 @@ def test_a_wrong_case_is_said_and_does_not_stop_the_next(
             sums[0][20, 49] += 1
         return sums
 
-    monkeypatch.setattr(sanitize.triton_matmul, "accumulate_linear", wrong)
+    monkeypatch.setattr(triton_matmul, "accumulate_linear", wrong)
     assert sanitize.run_cases(["gemm-w8", "layernorm", "quantize"], CPU, deadline=None) == 1
     text = capsys.readouterr().out
     assert "FAILED: gemm-w8: BenchmarkError" in text
@@ -107,3 +110,66 @@ def test_processes_share_the_cases_and_a_wrong_one_is_said(
     assert "2 cases in 2 processes, 0 of which failed" in text
     assert sanitize.run_jobs(["no such case"], 2, []) == 1
     assert "1 of which failed" in capsys.readouterr().out
+
+
+# --- backend cuda -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def emulator() -> Iterator[Any]:
+    pytest.importorskip("pybind11")
+    with gpu_emulation.emulated():
+        yield gpu_emulation.load()
+
+
+@interpreted
+def test_every_tile_of_the_module_is_taken_whole_and_the_ends_split(emulator: Any) -> None:
+    case = sanitize.CASES["conv-split"]
+    problem = ProductCall(sanitize.make_call(case), case.geometry).problem()
+    found = sanitize.tiles(problem, "cuda")
+    sizes = {(info.block_m, info.block_n) for info in emulator.matmul_tiles()}
+    assert {(t.block_m, t.block_n) for t in found if t.split_k == 1} == sizes
+    assert len({(t.block_m, t.block_n) for t in found if t.split_k > 1}) == 2
+    assert {t.split_k for t in found} == {1, 2, 3}
+
+
+@interpreted
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("name", ["conv-segments", "gemm-geglu-units"])
+def test_a_case_of_the_cuda_backend_takes_its_ways(name: str) -> None:
+    ran = sanitize.run_product(name, sanitize.CASES[name], CPU, "cuda")
+    assert {is_split for is_split, _ in ran} == {False, True}
+    assert len({form for _, form in ran}) == 4
+
+
+@interpreted
+@pytest.mark.usefixtures("emulator")
+def test_a_wrong_cuda_kernel_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exact = cuda_matmul.accumulate_linear
+
+    def wrong(call: Any, tile: Any) -> list[torch.Tensor]:
+        sums = exact(call, tile)
+        if tile.split_k == 3:
+            sums[0][8, 49] += 1
+        return sums
+
+    monkeypatch.setattr(cuda_matmul, "accumulate_linear", wrong)
+    names = ["gemm-split", "conv-stride"]
+    assert sanitize.run_cases(names, CPU, deadline=None, backend="cuda") == 1
+    text = capsys.readouterr().out
+    assert "FAILED: gemm-split: BenchmarkError" in text
+    assert "split_k=3" in text
+    assert "conv-stride: right" in text
+
+
+def test_what_is_triton_s_in_both_backends_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["sanitize_gpu.py", "--backend", "cuda", "--case", "layernorm"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit):
+        sanitize.main()
+    assert "case 'layernorm': backend cuda runs Triton's" in capsys.readouterr().err
+    assert set(sanitize.all_names("cuda")) == set(sanitize.CASES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,8 @@ def load_script(name: str) -> ModuleType:
 
 stages = load_script("gpu_stages")
 gpu_install = load_script("gpu_install")
+gpu_build = load_script("gpu_build")
+gpu_table = load_script("gpu_table")
 run_gpu = load_script("run_gpu")
 
 
@@ -155,7 +158,44 @@ def test_what_a_stage_leaves_over_the_next_have(
     ]
 
 
-def names(tmp_path: Path, *stage_names: str, **options: bool) -> dict[str, object]:
+def test_a_step_waits_for_what_it_needs_and_is_skipped_without(tmp_path: Path) -> None:
+    waited: list[float] = []
+
+    def ready(reason: str) -> Callable[[float], str]:
+        return lambda seconds: waited.append(seconds) or reason
+
+    plan = [
+        stages.Stage(
+            "s",
+            [
+                step("there", "print('ran')", ready=ready("")),
+                step("missing", "print('ran')", ready=ready("no module: build it")),
+                stages.Step("never", skip="no tool", ready=ready("not asked")),
+            ],
+            1.0,
+        )
+    ]
+    outcomes = stages.run_stages(plan, budget=60.0, folder=tmp_path, root=tmp_path)
+    assert [(o.status, o.note) for o in outcomes] == [
+        *(("ok", ""), ("skipped", "no module: build it"), ("skipped", "no tool")),
+    ]
+    assert waited == [pytest.approx(20, abs=1), pytest.approx(30, abs=2)]
+
+
+def test_waiting_is_a_part_of_a_steps_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+
+    def spy(stage: str, _: object, *, limit: float, **__: object) -> object:
+        limits.append(limit)
+        return stages.Outcome(stage, "x", "ok", 0.0)
+
+    monkeypatch.setattr(stages, "run_step", spy)
+    slow = stages.Step("x", ready=lambda _: time.sleep(1.0) or "")
+    stages.run_stages([stages.Stage("a", [slow], 1.0)], budget=30.0, folder=tmp_path, root=tmp_path)
+    assert limits == [pytest.approx(29, abs=0.8)]
+
+
+def names(tmp_path: Path, *stage_names: str, **options: object) -> dict[str, object]:
     made = run_gpu.make_stages(list(stage_names), "python", tmp_path, tmp_path / "c", **options)
     return {f"{stage.name}-{s.name}": s for stage in made for s in stage.steps}
 
@@ -175,16 +215,21 @@ def test_missing_packages_and_tools_are_skipped_with_a_remedy(
         assert "diffusers, safetensors, tqdm, numpy" in steps[f"{stage}-packages"].skip
     for tool in ("memcheck", "racecheck", "synccheck"):
         assert "CUDA's toolkit" in steps[f"sanitize-{tool}"].skip
-    assert not steps["sanitize-plain"].skip
-    assert not steps["bench-kernels"].skip
-    assert not steps["tune-tiles"].skip
+        assert "CUDA's toolkit" in steps[f"sanitize-cuda-{tool}"].skip
+    for name in ("sanitize-plain", "sanitize-cuda-plain", "bench-kernels"):
+        assert not steps[name].skip
+    for backend in ("triton", "cuda"):
+        assert not steps[f"tune-{backend}"].skip
 
 
 def test_every_file_with_gpu_tests_is_collected_and_no_other(tmp_path: Path) -> None:
-    command = names(tmp_path, "tests")["tests-gpu"].command
+    steps = names(tmp_path, "tests")
+    command = steps["tests-gpu"].command
     assert "tests" not in command  # most of it cannot even be imported without diffusers
     assert set(run_gpu.GPU_TESTS) <= set(command)
-    places = [ROOT / p for p in (*run_gpu.GPU_TESTS, *run_gpu.GPU_TESTS_OF_BLOCKS)]
+    assert set(run_gpu.GPU_TESTS_OF_CUDA) <= set(steps["tests-cuda"].command)
+    listed = (*run_gpu.GPU_TESTS, *run_gpu.GPU_TESTS_OF_CUDA, *run_gpu.GPU_TESTS_OF_BLOCKS)
+    places = [ROOT / p for p in listed]
     assert all(place.exists() for place in places)
     files = [p for p in (ROOT / "tests").rglob("*.py") if p.parent.name != "shared"]
     words = ("mark.gpu", "triton_devices")  # the second marks its parameters (tests/shared)
@@ -208,16 +253,36 @@ def test_each_tool_has_a_process_and_only_races_are_information(
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: f"/opt/{name}")
     steps = names(tmp_path, "sanitize")
-    order = ["plain", "memcheck", "racecheck", "synccheck"]
-    assert list(steps) == [f"sanitize-{name}" for name in order]
-    for name in order[1:]:
+    tools = ["memcheck", "racecheck", "synccheck"]
+    order = ["plain", *tools]
+    assert {f"sanitize-{name}" for name in order} | {
+        f"sanitize-cuda-{name}" for name in order
+    } == set(steps)
+    for name, made in steps.items():
+        assert ("cuda" in made.command) == ("cuda" in name)  # --backend cuda
+    for name in (*tools, *(f"cuda-{tool}" for tool in tools)):
         command = steps[f"sanitize-{name}"].command
-        assert command[command.index("--tool") + 1] == name
+        assert command[command.index("--tool") + 1] == name.removeprefix("cuda-")
         assert stages.DEADLINE in command
+        assert steps[f"sanitize-{name}"].environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
         code = int(command[command.index("--error-exitcode") + 1])
         noted = steps[f"sanitize-{name}"].noted
+        # in Triton's code barriers of its own may be among them, in ours there is none
         assert (code in noted) == (name == "racecheck")
     assert "no proof that there is none" in steps["sanitize-racecheck"].noted[9]
+
+
+def test_only_what_needs_the_cuda_module_waits_for_it(tmp_path: Path) -> None:
+    build = gpu_build.Build("the module", tmp_path / "log", reason="no GPU")
+    steps = names(tmp_path, *run_gpu.STAGES, build=build)
+    found = {name: made.ready(0.0) for name, made in steps.items() if made.ready and not made.skip}
+    needing = {name for name, reason in found.items() if reason == "no GPU"}
+    assert {name for name in needing if "sanitize" not in name} == {"tests-cuda", "tune-cuda"}
+    assert {name for name in needing if "sanitize" in name} >= {"sanitize-cuda-plain"}
+    # these run without it, and say so in their rows
+    assert set(found) - needing == {"bench-kernels", "unet-steps", "compiled-compiled"}
+    without = names(tmp_path, *run_gpu.STAGES)
+    assert all(made.ready is None for made in without.values())
 
 
 def test_a_rehearsal_needs_no_gpu(tmp_path: Path) -> None:
@@ -275,13 +340,23 @@ def test_a_rehearsal_end_to_end(tmp_path: Path) -> None:
     arguments = ["--output", str(tmp_path), "--configs", str(configs), "--rehearse"]
     done = run_command([*arguments, "--stages", "sanitize,tune,bench"])
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 steps, 0 failed, 0 skipped" in (tmp_path / "summary.txt").read_text()
+    summary = (tmp_path / "summary.txt").read_text()
+    # the build, two cases each, two tuners, the benchmark
+    assert "6 steps, 0 failed, 0 skipped" in summary
+    assert re.search(r"build cuda +ok .*matmul_emulated", summary)
+    assert "W4A8 on interpreter, times faster than float16" in done.stdout
     rows = read_rows(tmp_path / "gpu-kernels.csv")
     assert {row["device"] for row in rows} == {"interpreter"}
     assert {"w4a8", "torch-fp16", "ptq4adm-static"} <= {row["variant"] for row in rows}
-    assert {row["chosen"] for row in read_rows(tmp_path / "gpu-tune.csv")} == {"0", "1"}
+    assert {row["backend"] for row in rows} == {"", "triton", "cuda"}
+    assert {row["skipped"] for row in rows} == {""}
+    tuned = read_rows(tmp_path / "gpu-tune.csv")
+    assert {(row["backend"], row["chosen"]) for row in tuned} == {
+        (backend, chosen) for backend in ("triton", "cuda") for chosen in ("0", "1")
+    }
     with tarfile.open(tmp_path / "configs.tar.gz") as archive:
-        assert "w4a8_gemm-n48-k64-interpreter.json" in archive.getnames()
+        names = archive.getnames()
+    assert {"w4a8_gemm-n48-k64-interpreter.json", "cuda-interpreter.json"} <= set(names)
     files = {path.name for path in tmp_path.iterdir() if path.is_file()}
     assert len(files) <= 8, "more would not be handed back by some machines"
     assert "logs-sanitize-tune-bench.tar.gz" in files
@@ -306,7 +381,7 @@ def test_a_call_that_is_cut_has_handed_back_what_it_did(tmp_path: Path) -> None:
     assert process.wait(timeout=30) == 128 + signal.SIGTERM
     assert read_rows(rows)
     with tarfile.open(tmp_path / "logs-tune.tar.gz") as archive:
-        assert "tune-tiles.log" in archive.getnames()
+        assert {"tune-triton.log", "build-cuda.log"} <= set(archive.getnames())
     assert "=== tune" in (tmp_path / "summary.txt").read_text()
 
 

@@ -169,7 +169,7 @@ def test_a_product_without_a_usable_tile_does_not_stop_the_next(
 
 @interpreted
 def test_rows_of_a_lost_gpu_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    check, saved = gpu_tune._Operands.check, []
+    check, saved = gpu_tune.Operands.check, []
 
     def lost(self: Any, config: TileConfig) -> None:
         if saved:
@@ -179,7 +179,7 @@ def test_rows_of_a_lost_gpu_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     def describe(error: BaseException, _: torch.device) -> str:
         raise error
 
-    monkeypatch.setattr(gpu_tune._Operands, "check", lost)
+    monkeypatch.setattr(gpu_tune.Operands, "check", lost)
     monkeypatch.setattr(gpu_tune, "describe_fault", describe)
     with pytest.raises(BackendUnavailableError):
         run_tune(rehearsal(tmp_path), progress=False, save=lambda _, tables: saved.append(tables))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ptq4adm.bench import gpu_unet, gpu_unet_models
+from ptq4adm.bench.gpu_backends import Backends
 from ptq4adm.bench.gpu_faults import exit_code
 from ptq4adm.bench.gpu_processes import run_processes
 from ptq4adm.bench.gpu_unet import (
@@ -33,7 +34,8 @@ from ptq4adm.nn.hoist import HoistedForward
 interpreted = pytest.mark.skipif(
     not launch.IS_INTERPRETED, reason="rehearsals run in Triton's interpreter"
 )
-JOB = GpuUNetJob(variants=(STATIC, DYNAMIC), rounds=1, is_rehearsal=True)
+JOB = GpuUNetJob(variants=(STATIC, DYNAMIC), rounds=1, backends=("triton",), is_rehearsal=True)
+TRITON = Backends(("triton",))
 
 
 @interpreted
@@ -78,12 +80,12 @@ def test_a_wrong_output_is_a_row_without_time(monkeypatch: pytest.MonkeyPatch) -
     job = replace(JOB, variants=(STATIC,))
     result = run_gpu_unets(job, progress=False, save=lambda _, tables: saved.append(tables))
     rows = {row["variant"]: row for row in result["rows"]}
-    assert "w4a8-static-graph of toy: relative error" in rows[STATIC]["failed"]
+    assert "w4a8-static-graph triton of toy: relative error" in rows[STATIC]["failed"]
     assert "ms" not in rows[STATIC]
     assert rows[EAGER]["ms"] > 0
     assert saved == [{"gpu-unet.csv": result["rows"]}]
     assert exit_code(result) == 1
-    assert "FAILED: toy w4a8-static-graph" in format_unets(result)
+    assert "FAILED: toy w4a8-static-graph triton" in format_unets(result)
 
 
 def test_a_model_that_cannot_be_made_does_not_stop_the_next(
@@ -93,7 +95,7 @@ def test_a_model_that_cannot_be_made_does_not_stop_the_next(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(gpu_unet, "StepModels", no_memory)
-    rows, missing = measure_model(JOB, "toy", torch.device("cpu"))
+    rows, missing = measure_model(JOB, "toy", torch.device("cpu"), TRITON)
     assert [(row["variant"], "out of memory" in row["failed"]) for row in rows] == [(EAGER, True)]
     assert missing == {}
 
@@ -102,7 +104,7 @@ def test_a_model_that_cannot_be_made_does_not_stop_the_next(
 def test_without_the_time_of_the_longest_model_the_next_is_not_begun(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def measure(_: object, model: str, __: object) -> Any:
+    def measure(_: object, model: str, *__: object) -> Any:
         time.sleep(0.2)
         return [{"model": model, "variant": EAGER, "failed": "x"}], {}
 
@@ -117,7 +119,7 @@ def test_without_the_time_of_the_longest_model_the_next_is_not_begun(
 
 def test_the_compiled_model_has_the_kept_results_and_no_hooks() -> None:
     with ExitStack() as stack:
-        unets = StepModels("toy", torch.device("cpu"), "reference", stack)
+        unets = StepModels("toy", torch.device("cpu"), stack)
         half = unets.half()
         hoisted = sum(map(is_hoisted, half.modules()))
         plain, kept = unets.constant_half()
@@ -137,7 +139,7 @@ def test_the_compiled_model_has_the_kept_results_and_no_hooks() -> None:
 
 @interpreted
 def test_a_step_that_fails_while_it_is_timed_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = gpu_unet._seconds
+    seconds = gpu_unet.step_seconds
     calls: list[int] = []
 
     def breaks_later(run: Any, device: torch.device) -> float:
@@ -146,8 +148,8 @@ def test_a_step_that_fails_while_it_is_timed_is_a_row(monkeypatch: pytest.Monkey
             raise RuntimeError("no memory")
         return seconds(run, device)
 
-    monkeypatch.setattr(gpu_unet, "_seconds", breaks_later)
-    rows, _ = measure_model(replace(JOB, variants=(DYNAMIC,)), "toy", torch.device("cpu"))
+    monkeypatch.setattr(gpu_unet, "step_seconds", breaks_later)
+    rows, _ = measure_model(replace(JOB, variants=(DYNAMIC,)), "toy", torch.device("cpu"), TRITON)
     by_name = {row["variant"]: row for row in rows}
     assert by_name[DYNAMIC]["failed"] == "RuntimeError: no memory"
     assert by_name[EAGER]["ms"] > 0

@@ -25,8 +25,8 @@ MULTIPROCESSORS = {80: 108, 90: 132}
 
 def launch_step(stack: ExitStack) -> None:
     """One step of float16 activations through the quantized, fused UNet: shapes, no numbers."""
-    models = StepModels(MODEL, torch.device("cpu"), "triton", stack)
-    unet = models.quantized(is_static=True)
+    models = StepModels(MODEL, torch.device("cpu"), stack)
+    unet = models.quantized("triton", is_static=True)
     models.dtype, models.latents = torch.float16, models.latents.half()
     models.conditioning = {
         name: None if tensor is None else tensor.half()

@@ -277,6 +277,15 @@ def test_a_missing_tokenizer_is_named(
     assert pipe.encode_prompts("a dog").batch == 1
 
 
+def test_a_tokenizer_of_another_model_is_refused(copy: Path) -> None:
+    def shrink(weights: dict[str, Any]) -> None:
+        for name in ("shared", "encoder.embed_tokens"):
+            weights[f"text_encoder.{name}.weight"] = torch.zeros(9, 48)
+
+    _rewrite(copy, shrink)
+    _refused(copy, CheckpointError, "knows 9 tokens, the tokenizer has 30")
+
+
 def test_missing_and_unknown_tensors_are_named(copy: Path) -> None:
     _rewrite(copy, lambda w: w.pop("unet.conv_in.bias"))
     _refused(copy, CheckpointError, r"lacks 1 tensors \('unet\.conv_in\.bias'\)")

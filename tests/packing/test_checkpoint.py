@@ -125,7 +125,7 @@ def test_the_config_is_small_json_without_prompts(saved: Path) -> None:
     described = json.loads(text)["quantization_config"]
     assert set(described) == {
         "quant_method", "format_version", "config", "schemes", "segments", "dynamic", "buckets",
-        "calibration",
+        "calibration", "rows",
     }  # fmt: skip
     assert described["quant_method"] == "ptq4adm"
     assert described["format_version"] == 1
