@@ -22,8 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     "quant": {"errors", "config", "packing.layout", "ops"},
     "calibration": {"errors", "protocols", "config", "quant"},
     "nn": {"errors", "config", "quant", "packing.layout", "dispatch", "ops"},
-    "packing.portions": {"nn"},
     "packing.weight_files": {"errors"},
+    "packing.portions": {"nn"},
     "packing.description": {"errors", "config", "nn"},
     "packing.checkpoint": {
         "errors", "config", "nn", "packing.layout", "packing.description", "packing.portions",

@@ -26,6 +26,7 @@ __all__ = ["Method", "PTQ4ADMConfig"]
 logger = logging.getLogger(__name__)
 
 _DESCRIBED = ("config", "schemes", "segments", "dynamic", "buckets", "calibration")
+_OPTIONAL = ("rows",)
 _HEADER = {"quant_method": METHOD, "format_version": FORMAT_VERSION}
 
 
@@ -179,7 +180,7 @@ class PTQ4ADMConfig(QuantizationConfigMixin):
                 f"quantization_config: lacks {missing[0]!r} ({len(missing)} entries missing); copy "
                 "the model again"
             )
-        unknown = sorted(set(values) - set(_DESCRIBED))
+        unknown = sorted(set(values) - {*_DESCRIBED, *_OPTIONAL})
         if unknown:
             logger.info("quantization_config: %s of a later version passed over", unknown)
         config = cls()

@@ -164,6 +164,12 @@ class PackedLayer(StorageLayer):
         self.w_mult = None if quantized.w_mult is None else quantized.w_mult.to(device)
         self._set_qweight(pack_int4(quantized.w_q) if self.bits == 4 else quantized.w_q)
 
+    def set_backend(self, name: str) -> None:
+        """Run on another backend, "auto" or one that can run where the weight is."""
+        choice = ops.choose_backend(name, self.w_scale.device, key=self.key, rows=self.rows)
+        self.requested_backend = name
+        self._take(choice)
+
     def expect_rows(self, rows: int | None) -> None:
         """Say how many rows M one call has: `auto` then looks at the times of that many.
 
@@ -173,12 +179,6 @@ class PackedLayer(StorageLayer):
         self.rows = rows
         if not self.is_float:
             self._take(self._choose(self.w_scale.device))
-
-    def set_backend(self, name: str) -> None:
-        """Run on another backend, "auto" or one that can run where the weight is."""
-        device = self.w_scale.device
-        self._take(ops.choose_backend(name, device, key=self.key, rows=self.rows))
-        self.requested_backend = name
 
     def use_float(self, reason: str) -> None:
         """Keep the weight in float16 in the place of the packed one, and compute in float.

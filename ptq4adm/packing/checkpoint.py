@@ -216,17 +216,18 @@ def _load_tensors(
     """Fill the model from the files, after their headers were compared with what it needs."""
     expected = expected_tensors(denoiser)
     path = paths[0]
+    files: dict[str, Path] = {}
     try:
-        stored: dict[str, Any] = {}
-        places: dict[str, Path] = {}
         with ExitStack() as stack:
+            stored: dict[str, Any] = {}
             for path in paths:
                 file = stack.enter_context(safe_open(path, framework="pt", device=str(device)))
-                names = list(file.keys())
-                stored.update((name, file.get_slice(name)) for name in names)
-                places.update(dict.fromkeys(names, path))
+                for name in file.keys():
+                    stored[name], files[name] = file.get_slice(name), path
             _check_tensors(paths[0], stored, expected)
-        fill(denoiser, expected, places, dtype=dtype, device=device)
+            # closed first: what was read of a mapped file counts as memory until then
+            del stored, file
+        fill(denoiser, expected, files, dtype=dtype, device=device)
     except (SafetensorError, OSError) as error:
         raise TruncatedCheckpointError(
             f"{path}: cut short or damaged ({error}); copy the model again"
