@@ -27,8 +27,10 @@ $(STAMP): setup.py pyproject.toml constraints.txt constraints-oldest.txt constra
 demo: $(STAMP)   ## the same prompts and seeds in float and W4A8, with what it costs: build/demo/
 	$(BIN)/python examples/demo.py
 
+# two at a time: a test has one thread. Tests of a file share what they build, so they stay together
+TEST_WORKERS ?= 2
 test: $(STAMP)   ## all tests that need no GPU
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
 
 cuda: $(STAMP)   ## compile the CUDA kernels (nvcc, no GPU): registers and shared memory; a spill fails
 	$(BIN)/python -m build_support.cuda_resources

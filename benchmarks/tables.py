@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cpu_tables
+import prompt_tables
 from cpu_tables import markdown
 
 from ptq4adm.bench import read_rows
@@ -119,6 +120,12 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/benchmarks-cpu.md": {
         "cpu-shapes": lambda: cpu_tables.shape_table(RESULTS),
         "cpu-peaks": lambda: cpu_tables.peak_table(RESULTS),
+    },
+    "docs/prompts.md": {
+        "prompts-reading": lambda: prompt_tables.reading_table(RESULTS),
+        "prompts-grid": lambda: prompt_tables.grid_table(RESULTS),
+        "prompts-space": lambda: prompt_tables.space_table(RESULTS),
+        "prompts-quality": lambda: prompt_tables.quality_table(RESULTS),
     },
 }
 

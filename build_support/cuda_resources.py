@@ -1,8 +1,10 @@
 """`make cuda`: compile every .cu file for every architecture and list what each kernel needs.
 
 A kernel that spills registers, or keeps an array in local memory, is an error: both go through
-memory in the inner loop. Shared memory is the static part; what a launch adds is not the compiler's
-to know.
+memory in the inner loop. So is a remark of ptxas with a number (C7510 and its neighbours): it has
+put waits between asynchronous products, or ignored an exchange of registers, and such a kernel runs
+at a fraction of its speed. Shared memory is the static part; what a launch adds is not the
+compiler's to know.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ _ENTRY = re.compile(r"Compiling entry function '(\S+)' for 'sm_(\w+)'")
 _LOCAL = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers")
 _SHARED = re.compile(r"(\d+) bytes smem")
+_REMARK = re.compile(r"^ptxas \w+ *: (\(C\d+\) .*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,11 @@ def parse_resources(log: str) -> list[Resources]:
     return found
 
 
+def parse_remarks(log: str) -> list[str]:
+    """Return what ptxas says beside its report, each line once: losses of speed, by number."""
+    return list(dict.fromkeys(_REMARK.findall(log)))
+
+
 def demangled(names: Sequence[str]) -> dict[str, str]:
     """Return the C++ names, short, without parameters; as they are where c++filt is missing."""
     if not names or shutil.which("c++filt") is None:
@@ -101,8 +109,13 @@ def table(resources: Sequence[Resources]) -> str:
     return "\n".join(lines)
 
 
-def compile_for(nvcc: Path, source: Path, arch: str, folder: Path) -> list[Resources]:
+def compile_for(
+    nvcc: Path, source: Path, arch: str, folder: Path
+) -> tuple[list[Resources], list[str]]:
     """Compile one file for one architecture.
+
+    Returns:
+        What each kernel needs, and the remarks of ptxas with the file's name.
 
     Raises:
         BuildError: with the compiler's text if it fails.
@@ -119,11 +132,13 @@ def compile_for(nvcc: Path, source: Path, arch: str, folder: Path) -> list[Resou
         raise BuildError(
             f"{source.name} does not compile for sm_{arch}:\n{done.stdout}{done.stderr}"
         )
-    return parse_resources(done.stdout + done.stderr)
+    log = done.stdout + done.stderr
+    remarks = [f"{source.name}, sm_{arch}: {remark}" for remark in parse_remarks(log)]
+    return parse_resources(log), remarks
 
 
 def main() -> int:
-    """Compile, print, and return 1 if a kernel uses local memory or something does not compile."""
+    """Compile, print, and return 1 for local memory, a remark, or what does not compile."""
     start = time.monotonic()
     try:
         nvcc = toolkit.find_nvcc()
@@ -135,7 +150,9 @@ def main() -> int:
         work = [(s, a) for s in toolkit.cuda_sources() for a in toolkit.archs_of(s, archs)]
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             jobs = [pool.submit(compile_for, nvcc, s, a, FOLDER) for s, a in work]
-            resources = [kernel for job in jobs for kernel in job.result()]
+            results = [job.result() for job in jobs]
+        resources = [kernel for kernels, _ in results for kernel in kernels]
+        remarks = [remark for _, found in results for remark in found]
         if not resources:
             raise BuildError("no kernel was compiled; is csrc/cuda empty?")
     except BuildError as error:
@@ -148,7 +165,9 @@ def main() -> int:
         f"{release[0]}.{release[1]} in {time.monotonic() - start:.0f} s; {len(in_memory)} use "
         f"local memory{' (marked <-): that is an error' if in_memory else ''}"
     )
-    return 1 if in_memory else 0
+    for remark in remarks:
+        _print(f"error: ptxas: {remark}")
+    return 1 if in_memory or remarks else 0
 
 
 def _print(text: str) -> None:

@@ -91,6 +91,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=100, help="seed of the first prompt")
     parser.add_argument("--rounds", type=int, default=15, help="timings of each variant")
     parser.add_argument("--calibration-prompts", type=int, help="use only the first N")
+    parser.add_argument(
+        "--augment",
+        type=int,
+        metavar="N",
+        help="calibrate on N prompts chosen for coverage instead",
+    )
     return parser.parse_args(argv)
 
 
@@ -98,11 +104,12 @@ def run(args: argparse.Namespace) -> None:
     """Everything, in order."""
     folder = args.model or ptq4adm.shipped_pipeline_path()
     prompts = list(PROMPTS)
-    listed = default_prompts()[: args.calibration_prompts]
-    assert set(prompts).isdisjoint(listed), "a prompt that was calibrated on proves nothing"
-
     with stage(f"load {folder}"):
         pipe = ptq4adm.load_pipeline(folder)
+    listed = default_prompts()[: args.calibration_prompts]
+    if args.augment is not None:
+        listed = augmented(pipe, args.augment)
+    assert set(prompts).isdisjoint(listed), "a prompt that was calibrated on proves nothing"
     steps = args.steps or pipe.defaults.steps
     variants = [Variant("float32", pipe, weight_bytes(folder))]
 
@@ -127,6 +134,14 @@ def run(args: argparse.Namespace) -> None:
     write_picture(args.output / "mel.png", variants[0], variants[-1], prompts)
     write_results(args.output, rows, steps)
     print(f"\nclips, mel.png, results.json and the models are in {args.output}")
+
+
+def augmented(pipe: ptq4adm.TextToAudioPipeline, budget: int) -> list[str]:
+    """Calibration prompts of the pipeline's domain, chosen for what they cover."""
+    with stage(f"choose {budget} calibration prompts"):
+        found = ptq4adm.augment_prompts(None, budget, pipe=pipe, exclude=PROMPTS)
+        print(f"  pairs of aspects covered: {found.before.pairs:.0%}, then {found.after.pairs:.0%}")
+    return list(found.prompts)
 
 
 @contextmanager

@@ -3,12 +3,17 @@
 ``launch.py`` runs or compiles them, ``tuning.py`` knows their tiles. Importing this package imports
 no Triton; its modules do. Operators that use the kernels are in ``ptq4adm.ops``.
 
-The folder also is importable as a top-level ``kernels`` when the repository root is on
-``sys.path``, which would shadow the unrelated package of that name: the guard below refuses it.
+With the repository root on ``sys.path`` (``python`` started there) the folder also is found as a
+top-level ``kernels``, which is what transformers looks for to find an unrelated package. Under that
+name it is empty, and of version 0, which transformers takes for too old.
 """
 
 if __name__ != "ptq4adm.kernels":
-    raise ImportError(
-        f"imported as {__name__!r}, but this folder is the package 'ptq4adm.kernels': "
-        "run `pip install -e .` and keep the repository root off sys.path"
-    )
+    __version__ = "0"
+    __path__: list[str] = []
+
+    def __getattr__(name: str) -> object:
+        raise AttributeError(
+            f"{__name__}.{name}: this folder is the package 'ptq4adm.kernels'; run "
+            "`pip install -e .` and import it by that name"
+        )

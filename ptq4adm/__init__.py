@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ptq4adm.integrations import register_on_import
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -16,9 +18,15 @@ if TYPE_CHECKING:
     from ptq4adm.config import QuantConfig, Scheme
     from ptq4adm.errors import Ptq4admError
     from ptq4adm.floating import use_float_where_faster
+    from ptq4adm.integrations.config import PTQ4ADMConfig
+    from ptq4adm.integrations.model_card import model_card
+    from ptq4adm.integrations.processes import calibrate_in_processes, generate_in_processes
+    from ptq4adm.integrations.quantizer import PTQ4ADMQuantizer
     from ptq4adm.models import shipped_pipeline_path
     from ptq4adm.models.pipeline import TextToAudioPipeline
-    from ptq4adm.nn import W4A8Conv2d, W4A8Linear, W8A8Conv2d, W8A8Linear
+    from ptq4adm.nn import W4A8Conv2d, W4A8Linear, W8A8Conv2d, W8A8Linear, set_backend
+    from ptq4adm.packing.description import dequantize
+    from ptq4adm.prompts import augment_prompts
     from ptq4adm.quantization import (
         QuantPlan,
         calibrate,
@@ -34,12 +42,20 @@ _HOME = {
     "QuantConfig": "ptq4adm.config",
     "Scheme": "ptq4adm.config",
     "Ptq4admError": "ptq4adm.errors",
+    "PTQ4ADMConfig": "ptq4adm.integrations.config",
+    "PTQ4ADMQuantizer": "ptq4adm.integrations.quantizer",
+    "calibrate_in_processes": "ptq4adm.integrations.processes",
+    "generate_in_processes": "ptq4adm.integrations.processes",
+    "model_card": "ptq4adm.integrations.model_card",
     "shipped_pipeline_path": "ptq4adm.models",
     "TextToAudioPipeline": "ptq4adm.models.pipeline",
     "W4A8Conv2d": "ptq4adm.nn",
     "W4A8Linear": "ptq4adm.nn",
     "W8A8Conv2d": "ptq4adm.nn",
     "W8A8Linear": "ptq4adm.nn",
+    "set_backend": "ptq4adm.nn",
+    "dequantize": "ptq4adm.packing.description",
+    "augment_prompts": "ptq4adm.prompts",
     "QuantPlan": "ptq4adm.quantization",
     "load_pipeline": "ptq4adm.quantization",
     "plan": "ptq4adm.quantization",
@@ -50,6 +66,8 @@ _HOME = {
 
 __all__ = [
     "Calibration",
+    "PTQ4ADMConfig",
+    "PTQ4ADMQuantizer",
     "Ptq4admError",
     "QuantConfig",
     "QuantPlan",
@@ -60,11 +78,17 @@ __all__ = [
     "W8A8Conv2d",
     "W8A8Linear",
     "__version__",
+    "augment_prompts",
     "calibrate",
+    "calibrate_in_processes",
+    "dequantize",
+    "generate_in_processes",
     "load_pipeline",
+    "model_card",
     "plan",
     "quantize",
     "save_pipeline",
+    "set_backend",
     "shipped_pipeline_path",
     "use_float_where_faster",
 ]
@@ -80,3 +104,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+register_on_import()

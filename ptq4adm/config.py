@@ -13,6 +13,10 @@ from typing import Any
 
 from ptq4adm.errors import ConfigError
 
+# what `quantization_config` in a model's config.json says of itself
+METHOD = "ptq4adm"
+FORMAT_VERSION = 1
+
 GROUP_SIZES = (None, 64)
 WEIGHT_OBSERVERS = ("squared_error", "absmax")
 ACTIVATION_MODES = ("static", "dynamic")

@@ -62,6 +62,14 @@ class DispatchTableError(Ptq4admError, ValueError):
     """A table of measured times cannot be read, or is another device's."""
 
 
+class DependencyError(Ptq4admError, ImportError):
+    """An optional package that this needs is not installed."""
+
+
+class ProcessError(Ptq4admError, RuntimeError):
+    """Another process of a group failed, and its part is missing."""
+
+
 # --- calibration --------------------------------------------------------------------------------
 
 

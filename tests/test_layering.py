@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # room -> rooms it may import from; a room without a line is an error
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "prompts": {"errors"},
     "protocols": {"errors"},
     "config": {"errors"},
     "packing.layout": {"errors"},
@@ -22,13 +23,25 @@ ALLOWED: dict[str, set[str]] = {
     "calibration": {"errors", "protocols", "config", "quant"},
     "nn": {"errors", "config", "quant", "packing.layout", "dispatch", "ops"},
     "packing.portions": {"nn"},
-    "packing.checkpoint": {"errors", "config", "nn", "packing.layout", "packing.portions"},
+    "packing.weight_files": {"errors"},
+    "packing.description": {"errors", "config", "nn"},
+    "packing.checkpoint": {
+        "errors", "config", "nn", "packing.layout", "packing.description", "packing.portions",
+        "packing.weight_files",
+    },
     "packing": {"packing.layout"},
-    "models": {"errors", "protocols", "config", "nn", "packing.layout", "packing.checkpoint"},
+    "models": {
+        "errors", "protocols", "config", "nn", "packing.layout", "packing.description",
+        "packing.checkpoint",
+    },
     "floating": {"dispatch", "nn", "models"},
     "quantization": {
-        "errors", "protocols", "config", "packing.layout", "packing.checkpoint", "quant",
-        "calibration", "nn", "ops", "models",
+        "errors", "protocols", "config", "packing.layout", "packing.description",
+        "packing.checkpoint", "quant", "calibration", "nn", "ops", "models",
+    },
+    "integrations": {
+        "errors", "config", "calibration", "nn", "packing.description", "packing.checkpoint",
+        "packing.weight_files", "models", "quantization",
     },
     "evaluation": {"errors", "models"},
     "assets": set(),

@@ -39,6 +39,6 @@ def test_commands_exist() -> None:
         r"## The same from a shell\n\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
     )
     commands = {line.split()[1] for line in block.splitlines()}
-    assert commands == {"quantize", "inspect", "generate", "doctor"}
+    assert commands == {"prompts", "quantize", "inspect", "generate", "doctor"}
     for command in commands:
         assert main([command, "--help"]) == 0

@@ -60,7 +60,12 @@ def assemble(work: Path, output: Path, guidance: float, steps: int) -> dict[str,
     for name, part in parts.items():
         part.to(torch.float16).save_pretrained(partial / name, max_shard_size=SHARD)
     build_scheduler().save_pretrained(partial / "scheduler")
-    index = {**MODEL_INDEX, "_default_guidance_scale": guidance, "_default_steps": steps}
+    index = {
+        **MODEL_INDEX,
+        "_default_guidance_scale": guidance,
+        "_default_steps": steps,
+        "_prompt_domain": "audioldm-tiny",
+    }
     (partial / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for kept in ("README.md", "evaluation.json", "sweep.json"):
         if (output / kept).exists():

@@ -1,5 +1,6 @@
 // What a matrix product is told, as Python sees it: ptq4adm::Params field by field, addresses as
-// integers. One description for the module that launches on a GPU and for the emulator's.
+// integers. One description for the module that launches on a GPU and for the emulator's. Types are
+// each module's own, so that several may be loaded into one process.
 
 #pragma once
 
@@ -42,6 +43,7 @@ inline ScaleForm scale_form_of(const std::string& name) {
 }
 
 using Pair = std::array<int32_t, 2>;
+using Box = std::array<int32_t, 3>;  // columns, rows, images
 
 inline Window window_of(Pair size, Pair enlarged, Pair out_size, int32_t kernel_width, Pair stride,
                         Pair padding, Pair dilation) {
@@ -103,21 +105,24 @@ void bind_addresses(py::class_<Params>& type, const char* name, T* (Params::*fie
 
 inline void bind_params(py::module_& module) {
   using namespace py::literals;
-  py::class_<Scale>(module, "Scale", "float32 at an address: none, one, table or row.")
+  py::class_<Scale>(module, "Scale", py::module_local(),
+                    "float32 at an address: none, one, table or row.")
       .def(py::init([](Address values, const std::string& form, int32_t table_size) {
              return Scale{at<const float>(values), scale_form_of(form), table_size};
            }),
            "values"_a = 0, "form"_a = "none", "table_size"_a = 0);
-  py::class_<Term>(module, "Term", "A float tensor that is added; address 0 for none.")
+  py::class_<Term>(module, "Term", py::module_local(),
+                   "A float tensor that is added; address 0 for none.")
       .def(py::init([](Address values, const std::string& dtype) {
              return Term{at<const void>(values), dtype_of(dtype)};
            }),
            "values"_a = 0, "dtype"_a = "float32");
-  py::class_<Window>(module, "Window", "Where the pixels of a convolution lie.")
+  py::class_<Window>(module, "Window", py::module_local(), "Where the pixels of a convolution lie.")
       .def(py::init(&window_of), py::kw_only(), "size"_a, "enlarged"_a, "out_size"_a,
            "kernel_width"_a, "stride"_a, "padding"_a, "dilation"_a);
 
-  py::class_<Params> type(module, "Params", "One product; every field begins as zero.");
+  py::class_<Params> type(module, "Params", py::module_local(),
+                          "One product; every field begins as zero.");
   type.def(py::init([] { return Params{}; }));
   bind_addresses(type, "x", &Params::x);
   bind_address(type, "qweight", &Params::qweight);
@@ -148,7 +153,8 @@ inline void bind_params(py::module_& module) {
 }
 
 inline void bind_tiles(py::module_& module) {
-  py::class_<TileInfo>(module, "TileInfo", "A tile that the kernels take, and what it costs.")
+  py::class_<TileInfo>(module, "TileInfo", py::module_local(),
+                       "A tile that the kernels take, and what it costs.")
       .def_property_readonly("block_m", [](const TileInfo& info) { return info.tile.block_m; })
       .def_property_readonly("block_n", [](const TileInfo& info) { return info.tile.block_n; })
       .def_readonly("warps", &TileInfo::warps)

@@ -1,81 +1,21 @@
 #include "emulator.h"
 
 #include <cstring>
-#include <deque>
 #include <exception>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "emulator_errors.h"
-#include "emulator_fibers.h"
-#include "emulator_global.h"
-#include "emulator_shared.h"
+#include "emulator_launch.h"
 
 namespace ptq4adm {
 namespace emulator {
-namespace {
 
-constexpr int kWarp = 32;
-
-// The instructions of a warp, told apart by their names' addresses.
-constexpr char kLoadMatrix[] = "load_matrix_x4";
-constexpr char kMultiply[] = "multiply_s8_16x8x32";
-
-enum class State { kReady, kAtWarp, kAtBarrier, kDone };
-
-struct Copy {
-  char* target;
-  char bytes[16];
-};
-using CopyGroup = std::vector<Copy>;
-
-struct Thread {
-  Fiber fiber;
-  State state = State::kReady;
-  CopyGroup open;                // issued, not committed
-  std::deque<CopyGroup> groups;  // committed, not waited for, oldest first
-};
-
-// What a lane brought to an instruction of its warp.
-struct Operands {
-  void* target;
-  const void* first;
-  const void* second;
-};
-
-struct Warp {
-  const char* instruction = nullptr;  // the one at which lanes wait
-  int arrived = 0;
-  int at_barrier = 0;
-  int exited = 0;
-  Operands operands[kWarp];
-};
-
-struct Launch {
-  Grid grid;
-  int block[3] = {0, 0, 0};
-  const std::function<void()>* body = nullptr;
-  int thread_count = 0;
-  int epoch = 0;
-  int at_barrier = 0;
-  int exited = 0;
-  int current = 0;  // the thread that runs
-  std::vector<Thread> threads;
-  std::vector<Warp> warps;
-  std::exception_ptr error;
-
-  Order order = Order::kForward;
-
-  Thread& thread() { return threads[current]; }
-  Warp& warp() { return warps[current / kWarp]; }
-  Point point() const {
-    return {block[0] + grid.x * (block[1] + grid.y * block[2]), current, epoch};
-  }
-};
-
-GlobalMemory global_memory;
-SharedMemory shared;
-Launch* launch = nullptr;  // the one that runs
+Launch* launch = nullptr;
+Clocks clocks;
+SharedMemory shared(clocks);
+GlobalMemory global_memory(clocks);
 
 void suspend(State state) {
   Thread& thread = launch->thread();
@@ -89,18 +29,7 @@ void check_aligned(const void* address, int bytes, const char* instruction) {
   }
 }
 
-// Whether an instruction that takes any memory means the shared one.
-bool is_shared(const void* address, int bytes, const char* instruction) {
-  if (shared.holds(address)) return true;
-  if (shared.is_near(address) && !global_memory.holds(address, bytes)) {
-    refuse(instruction, "out of bounds: " + shared.place(address));
-  }
-  return false;
-}
-
-// The lanes of a warp meet; `work` gets the operands of all, in the lane that came last.
-template <class Work>
-void meet(const char* instruction, const Operands& operands, Work work) {
+bool meet(const char* instruction, const Operands& operands, int count) {
   Warp& warp = launch->warp();
   if (warp.instruction != nullptr && warp.instruction != instruction) {
     refuse(instruction,
@@ -113,17 +42,49 @@ void meet(const char* instruction, const Operands& operands, Work work) {
   if (warp.exited > 0) {
     refuse(instruction, text("diverged: %d lanes of the warp have exited", warp.exited));
   }
+  const int first = launch->current / count * count;
+  if (first + count > launch->thread_count) {
+    refuse(instruction,
+           text("threads %d to %d are no whole warpgroup", first, launch->thread_count - 1));
+  }
   warp.instruction = instruction;
   warp.operands[launch->current % kWarp] = operands;
-  if (++warp.arrived < kWarp) {
-    suspend(State::kAtWarp);
-    return;
+  ++warp.arrived;
+  bool is_last = true;
+  for (int i = first / kWarp; i < (first + count) / kWarp; ++i) {
+    const Warp& other = launch->warps[i];
+    is_last &= other.arrived == kWarp && other.instruction == instruction;
+    if (other.arrived == kWarp && other.instruction != instruction && warp.arrived == kWarp) {
+      refuse(instruction, text("diverged: warp %d waits at %s", i, other.instruction));
+    }
+    if (other.exited > 0) refuse(instruction, text("diverged: lanes of warp %d have exited", i));
   }
-  work(warp.operands);
-  warp.instruction = nullptr;
-  warp.arrived = 0;
-  const int first = launch->current / kWarp * kWarp;
-  for (int lane = 0; lane < kWarp; ++lane) launch->threads[first + lane].state = State::kReady;
+  if (!is_last) suspend(State::kAtWarp);
+  return is_last;
+}
+
+void set_free(int count) {
+  const int first = launch->current / count * count;
+  for (int i = first / kWarp; i < (first + count) / kWarp; ++i) {
+    launch->warps[i].instruction = nullptr;
+    launch->warps[i].arrived = 0;
+  }
+  for (int i = first; i < first + count; ++i) launch->threads[i].state = State::kReady;
+}
+
+namespace {
+
+// The instructions of a warp, told apart by their names' addresses.
+constexpr char kLoadMatrix[] = "load_matrix_x4";
+constexpr char kMultiply[] = "multiply_s8_16x8x32";
+
+// Whether an instruction that takes any memory means the shared one.
+bool is_shared(const void* address, int bytes, const char* instruction) {
+  if (shared.holds(address)) return true;
+  if (shared.is_near(address) && !global_memory.holds(address, bytes)) {
+    refuse(instruction, "out of bounds: " + shared.place(address));
+  }
+  return false;
 }
 
 void leave_kernel() {
@@ -140,6 +101,7 @@ void leave_kernel() {
     refuse("exit",
            text("diverged: %d threads of the block wait at block_barrier", launch->at_barrier));
   }
+  check_products_at_exit();
 }
 
 void run_thread() {
@@ -154,17 +116,44 @@ void run_thread() {
   suspend(State::kDone);
 }
 
+// Where a thread waits, for a text.
+std::string place_of(const Thread& thread, const Warp& warp) {
+  if (thread.state == State::kAtPhase) return phase_text(thread);
+  if (thread.state == State::kAtNamed) return text("warpgroup_barrier %zu", thread.barrier);
+  return thread.state == State::kAtBarrier ? "block_barrier" : warp.instruction;
+}
+
+[[noreturn]] void refuse_deadlock() {
+  std::string what = "every thread of the block waits for another";
+  std::string before;
+  int first = 0;
+  for (int i = 0; i <= launch->thread_count; ++i) {
+    std::string place;
+    if (i < launch->thread_count && launch->threads[i].state != State::kDone) {
+      place = place_of(launch->threads[i], launch->warps[i / kWarp]);
+    }
+    if (i > 0 && place == before && i < launch->thread_count) continue;
+    if (!before.empty()) what += text("; threads %d to %d at ", first, i - 1) + before;
+    before = place;
+    first = i;
+  }
+  throw KernelError(
+      text("block (%d, %d, %d): ", launch->block[0], launch->block[1], launch->block[2]) + what);
+}
+
 void run_block(const Stacks& stacks, size_t shared_bytes) {
-  shared.reset(shared_bytes);
+  clocks.reset(launch->thread_count);
+  shared.reset(shared_bytes, launch->thread_count);
   global_memory.start_block();
   launch->threads = std::vector<Thread>(launch->thread_count);
   launch->warps.assign(launch->thread_count / kWarp, Warp());
   launch->epoch = launch->at_barrier = launch->exited = 0;
+  start_barriers();
+  start_boxes();
+  start_products();
   for (int i = 0; i < launch->thread_count; ++i) {
     launch->threads[i].fiber.start(stacks.at(i), Stacks::kBytes, run_thread);
   }
-  // Someone can always run: the last to arrive anywhere frees the others, and one who can never be
-  // met is an error when the second of the two shows. Should that be wrong, it must not hang.
   while (launch->exited < launch->thread_count) {
     bool has_run = false;
     for (int turn = 0; turn < launch->thread_count; ++turn) {
@@ -175,17 +164,20 @@ void run_block(const Stacks& stacks, size_t shared_bytes) {
       launch->threads[i].fiber.enter();
       if (launch->error) std::rethrow_exception(launch->error);
     }
-    if (!has_run) throw KernelError("every thread of the block waits for another");
+    if (!has_run && !land_box()) refuse_deadlock();
   }
+  check_barriers_at_exit();
   shared.check_untouched("exit");
 }
 
-// --- the work of a warp
-// ----------------------------------------------------------------------------
+// --- the work of a warp --------------------------------------------------------------------------
 
 // Lane l gives the address of row l % 8 of matrix l / 8, and gets of each matrix the 32 bits at
 // column 4 (l % 4) of row l / 4.
 void load_matrices(const Operands* lanes) {
+  for (int lane = 0; lane < kWarp; ++lane) {
+    shared.check_read_by_warp(lanes[lane].first, 16, launch->current, kLoadMatrix);
+  }
   for (int lane = 0; lane < kWarp; ++lane) {
     for (int matrix = 0; matrix < 4; ++matrix) {
       const char* row = static_cast<const char*>(lanes[8 * matrix + lane / 4].first);
@@ -276,6 +268,9 @@ int grid_size(int axis) {
   return axis == 0 ? grid.x : axis == 1 ? grid.y : grid.z;
 }
 char* shared_memory() { return shared.start(); }
+uint32_t shared_address(const void* address) {
+  return static_cast<uint32_t>(shared.offset(address, 1, "shared_address"));
+}
 
 void block_barrier() {
   Warp& warp = launch->warp();
@@ -292,6 +287,7 @@ void block_barrier() {
     return;
   }
   shared.check_untouched("block_barrier");
+  clocks.block_barrier();
   launch->at_barrier = 0;
   ++launch->epoch;
   for (Warp& each : launch->warps) each.at_barrier = 0;
@@ -309,7 +305,7 @@ void copy_async_16(void* target, const void* source, bool is_valid) {
     global_memory.check_read(source, 16, false, launch->point(), name);
     std::memcpy(copy.bytes, source, 16);
   }
-  shared.start_copy(target, 16, launch->point(), name);
+  shared.start_copy(target, 16, launch->current, name);
   launch->thread().open.push_back(copy);
 }
 
@@ -323,7 +319,7 @@ void copy_async_wait(int pending) {
   std::deque<CopyGroup>& groups = launch->thread().groups;
   while (static_cast<int>(groups.size()) > pending) {
     for (const Copy& copy : groups.front()) {
-      shared.finish_copy(copy.target, copy.bytes, 16, launch->point());
+      shared.finish_copy(copy.target, copy.bytes, 16, launch->current);
     }
     groups.pop_front();
   }
@@ -332,35 +328,34 @@ void copy_async_wait(int pending) {
 void load_matrix_x4(uint32_t* fragment, const void* row) {
   check_aligned(row, 16, kLoadMatrix);
   if (!shared.holds(row)) refuse(kLoadMatrix, "out of bounds: " + shared.place(row));
-  // by the warp, not by this lane: what a lane wrote itself goes to others
-  Point warp = launch->point();
-  warp.thread = kSeveral;
-  shared.check_read(row, 16, warp, kLoadMatrix);
-  meet(kLoadMatrix, {fragment, row, nullptr}, load_matrices);
+  if (!meet(kLoadMatrix, {fragment, row, nullptr, 0}, kWarp)) return;
+  load_matrices(launch->warp().operands);
+  set_free(kWarp);
 }
 
 void multiply_s8_16x8x32(int32_t* acc, const uint32_t* a, const uint32_t* b) {
-  meet(kMultiply, {acc, a, b}, multiply);
+  if (!meet(kMultiply, {acc, a, b, 0}, kWarp)) return;
+  multiply(launch->warp().operands);
+  set_free(kWarp);
 }
 
 void read(void* value, const void* address, int bytes, Memory memory, const char* instruction) {
   check_aligned(address, bytes, instruction);
-  const Point who = launch->point();
   if (memory == Memory::kAny && is_shared(address, bytes, instruction)) {
-    shared.check_read(address, bytes, who, instruction);
+    shared.check_read(address, bytes, launch->current, instruction);
   } else {
-    global_memory.check_read(address, bytes, memory == Memory::kConstant, who, instruction);
+    global_memory.check_read(address, bytes, memory == Memory::kConstant, launch->point(),
+                             instruction);
   }
   std::memcpy(value, address, bytes);
 }
 
 void write(void* address, const void* value, int bytes, Memory memory, const char* instruction) {
   check_aligned(address, bytes, instruction);
-  const Point who = launch->point();
   if (memory == Memory::kAny && is_shared(address, bytes, instruction)) {
-    shared.write(address, value, bytes, who, instruction);
+    shared.write(address, value, bytes, launch->current, instruction);
   } else {
-    global_memory.check_write(address, bytes, who, instruction);
+    global_memory.check_write(address, bytes, launch->point(), instruction);
     std::memcpy(address, value, bytes);
   }
 }

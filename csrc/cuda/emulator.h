@@ -11,6 +11,9 @@
 #include <string>
 
 namespace ptq4adm {
+
+struct TensorMap;
+
 namespace emulator {
 
 // What a kernel did that it must not; the text names block, warp, lane and instruction.
@@ -66,6 +69,27 @@ enum class Memory {
 void read(void* value, const void* address, int bytes, Memory memory, const char* instruction);
 void write(void* address, const void* value, int bytes, Memory memory, const char* instruction);
 int count_arrival(int* counter);
+
+// --- what instructions_sm90_emulated.h is made of ------------------------------------------------
+
+uint32_t shared_address(const void* shared);
+
+void barrier_init(uint64_t* barrier, int arrivals);
+void barrier_init_fence();
+void barrier_arrive(uint64_t* barrier);
+void barrier_arrive_expect(uint64_t* barrier, int bytes);
+void barrier_wait(uint64_t* barrier, int parity);
+void named_barrier(int id, int threads);
+
+void async_proxy_fence();
+void prefetch_tensor_map(const TensorMap* map);
+void copy_box(void* shared, const TensorMap* map, int rank, const int* start, uint64_t* barrier);
+
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(int pending);
+void wgmma(int32_t* acc, const uint32_t* a, uint64_t descriptor, int columns);
+void set_registers(int count, bool is_increase);
 
 }  // namespace emulator
 }  // namespace ptq4adm

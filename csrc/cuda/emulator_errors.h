@@ -20,20 +20,16 @@ std::string text(const char* format, Values... values) {
 }
 
 constexpr int kNobody = -1;
-constexpr int kSeveral = -2;  // readers; also a whole warp, whose lanes get each other's bytes
+constexpr int kSeveral = -2;
 
-// A point of a launch: thread `thread` of block number `block`, after `epoch` barriers.
+// A point of a launch: thread `thread` of block number `block`, after `epoch` barriers of the
+// block, at a time of its own (emulator_clocks.h).
 struct Point {
   int block = kNobody;
   int thread = kNobody;
   int epoch = 0;
+  int time = 0;
 };
-
-// Within a block: what a thread did comes before its own later deeds, and a barrier orders the
-// rest.
-inline bool is_ordered(int thread, int epoch, const Point& later) {
-  return epoch < later.epoch || thread == later.thread;
-}
 
 }  // namespace emulator
 }  // namespace ptq4adm

@@ -7,10 +7,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "emulator_clocks.h"
 #include "emulator_errors.h"
 
 namespace ptq4adm {
@@ -18,6 +20,8 @@ namespace emulator {
 
 class GlobalMemory {
  public:
+  explicit GlobalMemory(const Clocks& clocks) : clocks_(clocks) {}
+
   void add(const void* start, size_t bytes, Access access, const std::string& name) {
     ranges_.push_back({static_cast<const char*>(start), bytes, access, name, {}});
   }
@@ -82,7 +86,7 @@ class GlobalMemory {
     if (range.access == Access::kRead) {
       refuse(instruction, "counts in " + range.name + ", which is registered to be read only");
     }
-    std::map<int, Point>& released = counters_[reinterpret_cast<const char*>(counter)];
+    std::map<int, Moment>& released = counters_[reinterpret_cast<const char*>(counter)];
     for (const auto& [block, until] : released) {
       if (block == who.block) continue;
       known_[block].push_back({until, who});
@@ -95,12 +99,12 @@ class GlobalMemory {
     }
     for (const auto& [block, news] : known_) {
       for (const News& each : news) {
-        if (!is_ordered(each.since.thread, each.since.epoch, who)) continue;
-        Point& until = released.try_emplace(block, each.until).first->second;
-        if (until.epoch < each.until.epoch) until = each.until;
+        if (!is_known_here(each.since, who)) continue;
+        Moment& until = released.try_emplace(block, each.until).first->second;
+        if (until.point.epoch < each.until.point.epoch) until = each.until;
       }
     }
-    released[who.block] = who;
+    released[who.block] = {who, std::make_shared<Clock>(clocks_.snapshot(who.thread))};
   }
 
  private:
@@ -116,13 +120,18 @@ class GlobalMemory {
     std::string name;
     std::vector<State> states;
   };
-  // What a block knows of another: all before `until`, from `since` on.
+  // An arrival, and what its thread knew of its block.
+  struct Moment {
+    Point point;
+    std::shared_ptr<const Clock> known;
+  };
+  // What a block knows of another: all that was known at `until`, from `since` on.
   struct News {
-    Point until;
+    Moment until;
     Point since;
   };
 
-  using Counters = std::map<const char*, std::map<int, Point>>;
+  using Counters = std::map<const char*, std::map<int, Moment>>;
 
   static std::string place(const Range& range, size_t i) {
     return text("byte %zu of %s", i, range.name.c_str());
@@ -131,8 +140,8 @@ class GlobalMemory {
   // An earlier reader and this one as one: whoever writes must come after both.
   Point both(const Point& earlier, const Point& who) const {
     if (earlier.block == kNobody || is_known(earlier, who)) return who;
-    if (earlier.block == who.block) return {who.block, kSeveral, who.epoch};
-    return {kSeveral, kSeveral, 0};
+    if (earlier.block == who.block) return {who.block, kSeveral, who.epoch, 0};
+    return {kSeveral, kSeveral, 0, 0};
   }
 
   void check_initialized(const Range& range, size_t i, const char* instruction) const {
@@ -140,13 +149,22 @@ class GlobalMemory {
     refuse(instruction, "reads " + place(range, i) + ", which this launch has not written");
   }
 
+  // Of several threads' deeds no more is kept than after how many block barriers they were.
+  bool is_known_here(const Point& earlier, const Point& who) const {
+    return earlier.epoch < who.epoch ||
+           (earlier.thread != kSeveral &&
+            clocks_.is_known(earlier.thread, earlier.time, who.thread));
+  }
+  bool is_known_at(const Point& earlier, const Moment& moment) const {
+    return earlier.epoch < moment.point.epoch || earlier.thread == moment.point.thread ||
+           (earlier.thread != kSeveral && earlier.time < (*moment.known)[earlier.thread]);
+  }
   bool is_known(const Point& earlier, const Point& who) const {
-    if (earlier.block == who.block) return is_ordered(earlier.thread, earlier.epoch, who);
+    if (earlier.block == who.block) return is_known_here(earlier, who);
     const auto news = known_.find(earlier.block);
     if (news == known_.end()) return false;
     return std::any_of(news->second.begin(), news->second.end(), [&](const News& each) {
-      return is_ordered(earlier.thread, earlier.epoch, each.until) &&
-             is_ordered(each.since.thread, each.since.epoch, who);
+      return is_known_at(earlier, each.until) && is_known_here(each.since, who);
     });
   }
 
@@ -173,7 +191,7 @@ class GlobalMemory {
                       const char* instruction) const {
     for (auto counter = begin; counter != end; ++counter) {
       for (const auto& arrival : counter->second) {
-        check_order(verb, "counted at", arrival.second, who, range, i, instruction);
+        check_order(verb, "counted at", arrival.second.point, who, range, i, instruction);
       }
     }
   }
@@ -198,6 +216,7 @@ class GlobalMemory {
                              first - nearest->start, nearest->name.c_str(), nearest->bytes));
   }
 
+  const Clocks& clocks_;
   std::vector<Range> ranges_;
   Counters counters_;                       // by counter and block: the last arrival
   std::map<int, std::vector<News>> known_;  // of other blocks, by the one that runs

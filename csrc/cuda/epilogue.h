@@ -165,31 +165,30 @@ PTQ4ADM_DEVICE float gelu(float x) {
 
 // Finish four neighbours of a staged row and store them.
 //
-// `staged_row` and `group` (fours of result channels) count in the tile.
-template <int kColumns>
-PTQ4ADM_DEVICE void finish_group(const Params& params, void* out, const char* results,
-                                 int first_row, int staged_row, int first_column, int group,
-                                 float reciprocal) {
-  const int row = first_row + staged_row;
+// `staged_row` and `group` (fours of result channels) count in the tile. `row` is of the product;
+// outside 0 .. M - 1 nothing is stored. `kColumns` and `kShift` are those of stage_offset.
+template <int kColumns, int kShift>
+PTQ4ADM_DEVICE void finish_group(const Params& params, void* out, const char* results, int row,
+                                 int staged_row, int first_column, int group, float reciprocal) {
   const bool is_gated = params.is_gated;
   const int channels = is_gated ? params.N / 2 : params.N;
   const int channel = (is_gated ? first_column / 2 : first_column) + group * kGroup;
   const int left = channels - channel;
-  if (row >= params.M || left <= 0) return;
+  if (row < 0 || row >= params.M || left <= 0) return;
   const int count = left < kGroup ? left : kGroup;
   const int column = is_gated ? group / 4 * 32 + group % 4 * kGroup : group * kGroup;
   const int64_t offset = static_cast<int64_t>(row) * channels + channel;
   if (params.out_dtype == Dtype::kInt32) {
-    store_words(out, offset, load_16(results + stage_offset(staged_row, column, kColumns)), count,
-                params.is_wide);
+    store_words(out, offset, load_16(results + stage_offset(staged_row, column, kColumns, kShift)),
+                count, params.is_wide);
     return;
   }
   float y[kGroup], gate[kGroup] = {};
   // the gates first, then their values, by the same code
   PTQ4ADM_ROLLED
   for (int side = is_gated ? 1 : 0; side >= 0; --side) {
-    const Bytes16 words =
-        load_16(results + stage_offset(staged_row, column + side * kUnitChannels, kColumns));
+    const Bytes16 words = load_16(
+        results + stage_offset(staged_row, column + side * kUnitChannels, kColumns, kShift));
     PTQ4ADM_UNROLL
     for (int i = 0; i < kGroup; ++i) y[i] = float_bits(words.word[i]);
     add_terms(y, params, row, channel + side * channels, count);

@@ -43,6 +43,27 @@ PTQ4ADM_DEVICE int hidden(int value) {
   return value;
 }
 
+// Has the value computed before what follows, whatever the compiler would rather do: it moves
+// arithmetic past the instructions that it is meant to hide behind.
+PTQ4ADM_DEVICE void settle(uint32_t& value) {
+#ifdef __CUDACC__
+  asm volatile("" : "+r"(value));
+#else
+  (void)value;
+#endif
+}
+
+// The value, which all lanes of a warp share. Asked of one lane, so that the compiler knows it and
+// takes a branch on it for one of the whole warp: what is counted behind it may then stay in
+// registers of the warp.
+PTQ4ADM_DEVICE int warp_uniform(int value) {
+#ifdef __CUDACC__
+  return __shfl_sync(0xffffffffu, value, 0);
+#else
+  return value;
+#endif
+}
+
 constexpr int kLanes = 32;
 constexpr int kBlockK = 64;        // k of one step: ptq4adm/packing/layout.py, BLOCK_K
 constexpr int kUnitChannels = 16;  // channels of a unit of the weight
@@ -75,11 +96,13 @@ PTQ4ADM_BOTH constexpr int a_chunk(int lane, int k_step) { return 2 * k_step + l
 PTQ4ADM_BOTH constexpr int c_row(int lane, int i) { return lane / 4 + 8 * (i / 2); }
 PTQ4ADM_BOTH constexpr int c_column(int lane, int i) { return 2 * (lane % 4) + i % 2; }
 
-// Byte of a column of a staged row of `columns` 32-bit words. A thread writes pairs of neighbours,
-// a half-warp four rows of four pairs: exchanging eights of columns by the row puts those rows on
-// different banks. Who reads a line reads all of it, so any exchange within 128 bytes will do.
-PTQ4ADM_BOTH constexpr int stage_offset(int row, int column, int columns) {
-  return (row * columns + (column ^ (row % 4 * 8))) * 4;
+// Byte of a column of a staged row of `columns` 32-bit words. Eights of columns are exchanged by
+// the row, so that rows written together lie on different banks. Of mma.m16n8k32 half a warp writes
+// pairs in four neighbouring rows: `shift` 0. Of wgmma.m64nNk32, whose result is transposed, a warp
+// writes eight columns of every other row of eight: `shift` 1. Who reads a line reads all of it, so
+// any exchange within 128 bytes will do.
+PTQ4ADM_BOTH constexpr int stage_offset(int row, int column, int columns, int shift) {
+  return (row * columns + (column ^ ((row >> shift & 3) * 8))) * 4;
 }
 
 // Output channel of a column of a tile, N or more if there is none. A gated tile holds sixteen

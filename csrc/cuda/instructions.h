@@ -7,7 +7,7 @@
 //
 //   identity    thread_index, lane_index, warp_index                     %tid.x
 //               block_index(axis), grid_size(axis)                       %ctaid, %nctaid
-//               shared_memory()          dynamic shared memory, 16-byte aligned
+//               shared_memory()          dynamic shared memory, aligned to 1024 bytes
 //   barriers    block_barrier                                            bar.sync 0
 //   copies      copy_async_16, copy_async_commit, copy_async_wait<N>     cp.async.cg (zero fill)
 //   fragments   load_matrix_x4                                           ldmatrix.m8n8.x4.b16

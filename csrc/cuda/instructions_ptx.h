@@ -18,7 +18,7 @@ __device__ __forceinline__ int grid_size(int axis) {
   return static_cast<int>(axis == 0 ? gridDim.x : axis == 1 ? gridDim.y : gridDim.z);
 }
 __device__ __forceinline__ char* shared_memory() {
-  extern __shared__ __align__(128) char ptq4adm_shared_memory[];
+  extern __shared__ __align__(1024) char ptq4adm_shared_memory[];
   return ptq4adm_shared_memory;
 }
 

@@ -31,4 +31,19 @@ std::vector<TileInfo> matmul_tiles();
 const char* launch_matmul(const Params& params, int bits, bool is_convolution, const Tile& tile,
                           void* stream);
 
+// --- compute capability 9.0a: matmul_sm90.h; only in builds with PTQ4ADM_HAS_SM90A ---------------
+
+// Rows of a tile as a box of pixels, at most block_m: columns x rows x images of a convolution's
+// output; block_m x 1 x 1 of a product of rows.
+struct BoxSize {
+  int columns, rows, images;
+};
+
+std::vector<TileInfo> matmul_sm90a_tiles();
+
+// As launch_matmul, for rows at multiples of 16 bytes and, of convolutions, stride 1 without
+// enlargement. params.slabs and params.counters are for box_count x channel tiles.
+const char* launch_matmul_sm90a(const Params& params, const BoxSize& box, int bits,
+                                bool is_convolution, const Tile& tile, void* stream);
+
 }  // namespace ptq4adm

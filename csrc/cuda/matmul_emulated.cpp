@@ -2,6 +2,7 @@
 // binding, no GPU.
 
 #include "../bindings/cuda_params.h"
+#include "emulated_module.h"
 #include "emulator.h"
 #include "matmul_variants.h"
 
@@ -9,8 +10,6 @@ namespace py = pybind11;
 
 namespace ptq4adm {
 namespace {
-
-emulator::Order order = emulator::Order::kForward;
 
 template <class Shape, template <int, int> class LoaderOf>
 void run(const Params& params, Weight weight) {
@@ -21,7 +20,8 @@ void run(const Params& params, Weight weight) {
     return matmul_tile<Shape, Weight::kInt4Groups, LoaderOf>(params);
   };
   emulator::run_grid({tile_count(params, info.tile), params.splits, 1}, Shape::kThreads,
-                     static_cast<size_t>(info.shared_bytes[params.blocks[1] > 0]), body, order);
+                     static_cast<size_t>(info.shared_bytes[params.blocks[1] > 0]), body,
+                     bindings::emulated_order());
 }
 
 }  // namespace
@@ -46,26 +46,13 @@ const char* launch_matmul(const Params& params, int bits, bool is_convolution, c
 
 PYBIND11_MODULE(matmul_emulated, module) {
   using namespace ptq4adm;
-  bindings::bind_params(module);
-  bindings::bind_tiles(module);
+  bindings::bind_emulated(module);
   module.def("matmul_tiles", &matmul_tiles);
   module.def("matmul", [](const Params& params, int bits, bool is_convolution, int block_m,
                           int block_n, int /*device*/, std::uintptr_t /*stream*/) {
     const char* reason = launch_matmul(params, bits, is_convolution, {block_m, block_n}, nullptr);
     if (reason != nullptr) throw std::invalid_argument(reason);
   });
-  py::enum_<emulator::Access>(module, "Access")
-      .value("read", emulator::Access::kRead)
-      .value("read_write", emulator::Access::kReadWrite)
-      .value("uninitialized", emulator::Access::kUninitialized);
-  module.def("register_memory", [](std::uintptr_t start, size_t bytes, emulator::Access access,
-                                   const std::string& name) {
-    emulator::register_memory(reinterpret_cast<const void*>(start), bytes, access, name);
-  });
-  module.def("run_backward", [](bool is_backward) {
-    order = is_backward ? emulator::Order::kBackward : emulator::Order::kForward;
-  });
-  module.def("forget_memory", &emulator::forget_memory);
 
   // the maps of fragments.h, for tests that count bank conflicts and compare layouts
   module.def("tile_offset", &tile_offset);

@@ -13,7 +13,7 @@ from ptq4adm.bench.shapes import LINEAR
 from ptq4adm.kernels.tuning import Problem, TileConfig
 from ptq4adm.ops import cuda_matmul, triton_matmul
 from ptq4adm.ops.arguments import Conv2dGeometry, Matmul, MatmulOptions
-from ptq4adm.ops.cuda_matmul import CudaTile
+from ptq4adm.ops.cuda_tiles import CudaTile
 from ptq4adm.packing.layout import BLOCK_K, KLayout
 
 Tile = TileConfig | CudaTile
@@ -36,10 +36,12 @@ class ProductCall:
 
     def problem(self) -> Problem:
         """What its tile is chosen by."""
-        if self.geometry is None:
-            problem = triton_matmul.linear_problem(self.call)
-        else:
-            problem = triton_matmul.conv2d_problem(self.call, self.geometry)
+        module = _MODULES[self.backend]
+        problem: Problem = (
+            module.linear_problem(self.call)
+            if self.geometry is None
+            else module.conv2d_problem(self.call, self.geometry)
+        )
         return replace(problem, is_grouped=self.call.options.w_mult is not None)
 
     def run(self, tile: Tile | None = None) -> Tensor:
@@ -135,6 +137,7 @@ def empty_call(
     is_gated: bool = False,
     is_int8: bool = False,
     is_grouped: bool = False,
+    backend: str = "triton",
 ) -> ProductCall:
     """The same of memory without content: to plan, or to compile."""
     shape = layer.shape
@@ -157,4 +160,5 @@ def empty_call(
         qweight=torch.empty((shape.N, columns), dtype=dtype, device=device),
         w_scale=torch.empty(shape.N, device=device),
         options=options,
+        backend=backend,
     )

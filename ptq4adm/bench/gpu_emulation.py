@@ -31,7 +31,8 @@ from ptq4adm.ops import backends, cuda_backend, cuda_matmul, lazy
 
 _ROOT = Path(__file__).resolve().parents[2]
 _NAME = "matmul_emulated"
-_SOURCES = (f"{_NAME}.cpp", "emulator.cpp")
+_SOURCE = f"{_NAME}.cpp"
+_EMULATOR = "emulator*.cpp"
 _FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden"]
 # types of their own: pybind11 refuses those of another build of the same classes in the process
 _FLAGS += ["-Dptq4adm=ptq4adm_rehearsal"]
@@ -113,7 +114,7 @@ def build() -> Path:
 
     compiler = [*shlex.split(os.environ.get("CXX", "g++")), *_FLAGS]
     includes = [f"-I{path}" for path in (sysconfig.get_path("include"), pybind11.get_include())]
-    command = [*compiler, *includes, *(str(folder / source) for source in _SOURCES)]
+    command = [*compiler, *includes, *_source_files(folder)]
     target = _ROOT / "build" / "emulated" / _key(command) / f"{_NAME}.so"
     if target.exists():
         return target
@@ -131,6 +132,10 @@ def build() -> Path:
         raise _unavailable(f"it does not compile: {' '.join(done.stderr.split())[:_SHOWN]}")
     temporary.replace(target)
     return target
+
+
+def _source_files(folder: Path) -> list[str]:
+    return [str(folder / _SOURCE), *(str(path) for path in sorted(folder.glob(_EMULATOR)))]
 
 
 def _key(command: list[str]) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from ptq4adm.bench.gpu_backends import CUDA, TRITON
 from ptq4adm.bench.gpu_calls import Tile
 from ptq4adm.errors import ConfigError
-from ptq4adm.kernels import tuner, tuning
+from ptq4adm.kernels import tuner
 from ptq4adm.kernels.tuning import BLOCK_K, Problem, TileConfig
-from ptq4adm.ops import cuda_backend, cuda_matmul, cuda_tiles
-from ptq4adm.ops.cuda_matmul import CudaTile
+from ptq4adm.ops import cuda_choice, cuda_tiles
+from ptq4adm.ops.cuda_tiles import CudaTile
 
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 # a grid of this many blocks a multiprocessor gains nothing from more of them
@@ -58,12 +59,12 @@ class CudaTiles:
         Sums are split only where a split has a step at least, and whole tiles do not fill the GPU.
         """
         steps = problem.K // BLOCK_K
-        counted = cuda_matmul.choose_tile(problem.M, problem.N, steps, problem.multiprocessors)
+        counted = cuda_choice.counted_tile(problem)
         found = [
             tile
-            for info in cuda_backend.module().matmul_tiles()
+            for whole in cuda_choice.possible_tiles(problem)
             for split in SPLITS
-            if _is_worth_it(tile := CudaTile(info.block_m, info.block_n, split), steps, problem)
+            if _is_worth_it(tile := replace(whole, split_k=split), steps, problem)
         ]
         found.sort(key=lambda tile: _distance(tile, counted))
         return tuple(dict.fromkeys([counted, *found]))[:limit]
@@ -81,8 +82,8 @@ class CudaTiles:
         assert isinstance(tile, CudaTile)
         path = _file(problem, folder)
         tiles = {name: dict(by_m) for name, by_m in cuda_tiles.load(path, problem.device).items()}
-        by_m = tiles.setdefault(tuning.class_name(problem), {})
-        by_m[problem.M] = cuda_tiles.measured_tile(tile)
+        by_m = tiles.setdefault(cuda_tiles.class_name(problem), {})
+        by_m[problem.M] = tile
         cuda_tiles.save(path, problem.device, tiles)
         return path
 
@@ -103,9 +104,9 @@ def _distance(tile: CudaTile, other: CudaTile) -> float:
     return sum(abs(math.log2(mine / its)) for mine, its in pairs)
 
 
-def _measured(problem: Problem, folder: Path | None) -> dict[int, cuda_tiles.MeasuredTile]:
+def _measured(problem: Problem, folder: Path | None) -> dict[int, CudaTile]:
     tiles = cuda_tiles.load(_file(problem, folder), problem.device)
-    return tiles.get(tuning.class_name(problem), {})
+    return tiles.get(cuda_tiles.class_name(problem), {})
 
 
 def _file(problem: Problem, folder: Path | None) -> Path:

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ptq4adm.bench.gpu_backends import BACKENDS, CUDA
+from ptq4adm.bench.gpu_backends import BACKENDS, CUDA, TRITON
 from ptq4adm.bench.gpu_calls import Tile, empty_call
 from ptq4adm.bench.gpu_shapes import GpuLayer
 from ptq4adm.kernels import launch, tuning
 from ptq4adm.kernels.tuning import Problem, TileConfig
-from ptq4adm.ops import cuda_matmul, cuda_tiles
-from ptq4adm.ops.cuda_tiles import measured_tile
+from ptq4adm.ops import cuda_choice, cuda_tiles
 
 if TYPE_CHECKING:
     from ptq4adm.bench.gpu_problem import GpuProblem
@@ -27,6 +26,7 @@ def tuning_problem(
     *,
     is_gated: bool = False,
     is_grouped: bool = False,
+    backend: str = TRITON,
 ) -> Problem:
     """What the tile of a layer is chosen by.
 
@@ -36,8 +36,11 @@ def tuning_problem(
         device: the GPU.
         is_gated: whether a GEGLU follows in the same kernel.
         is_grouped: whether groups of 64 weights have multipliers.
+        backend: whose tile.
     """
-    call = empty_call(layer, bits, device, is_gated=is_gated, is_grouped=is_grouped)
+    call = empty_call(
+        layer, bits, device, is_gated=is_gated, is_grouped=is_grouped, backend=backend
+    )
     return call.problem()
 
 
@@ -45,14 +48,13 @@ def tile_of(problem: GpuProblem, bits: int, backend: str, *, is_gated: bool = Fa
     """The tile that a product runs with; None for a backend without tiles."""
     if backend not in BACKENDS:
         return None
-    return chosen_tile(
-        tuning_problem(problem.layer, bits, problem.device, is_gated=is_gated), backend
-    )
+    found = tuning_problem(problem.layer, bits, problem.device, is_gated=is_gated, backend=backend)
+    return chosen_tile(found, backend)
 
 
 def chosen_tile(problem: Problem, backend: str) -> Tile:
     """The tile that a backend for GPUs looks up for a problem."""
-    return cuda_matmul.find_tile(problem) if backend == CUDA else tuning.find_config(problem)
+    return cuda_choice.find_tile(problem) if backend == CUDA else tuning.find_config(problem)
 
 
 def describe(tile: Tile) -> str:
@@ -67,7 +69,7 @@ def describe(tile: Tile) -> str:
             f"{tile.block_m}x{tile.block_n}x{tile.block_k} w{tile.num_warps} "
             f"s{tile.num_stages}{split} {tile.form}"
         )
-    return f"{measured_tile(tile).family} {tile.block_m}x{tile.block_n}{split}"
+    return f"{tile.family} {tile.block_m}x{tile.block_n}{split}"
 
 
 def tile_columns(backend: str, tile: Tile | None) -> dict[str, str | int]:
@@ -76,7 +78,7 @@ def tile_columns(backend: str, tile: Tile | None) -> dict[str, str | int]:
     if tile is None:
         return columns | dict.fromkeys(("block_m", "block_n", "split_k"), "")
     if not isinstance(tile, TileConfig):
-        columns["family"] = measured_tile(tile).family
+        columns["family"] = tile.family
     return columns | {
         "block_m": tile.block_m,
         "block_n": tile.block_n,

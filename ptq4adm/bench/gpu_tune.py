@@ -100,7 +100,12 @@ class TuneJob:
             for bits in self.bits:
                 for is_gated in (False, True)[: 1 + layer.is_gated]:
                     problem = tuning_problem(
-                        layer, bits, device, is_gated=is_gated, is_grouped=self.is_grouped
+                        layer,
+                        bits,
+                        device,
+                        is_gated=is_gated,
+                        is_grouped=self.is_grouped,
+                        backend=self.backend,
                     )
                     product = Product(layer, bits, is_gated, problem, self.backend)
                     found.setdefault(problem, product)

@@ -40,8 +40,15 @@ def fingerprint(denoiser: nn.Module) -> str:
 
 
 def _config(denoiser: nn.Module) -> dict[str, Any]:
-    """The model's config without private entries: they name folders and library versions."""
+    """The model's config without private entries, which name folders and library versions.
+
+    Nor is what is asked for: diffusers puts it there before it quantizes.
+    """
     config = getattr(denoiser, "config", None)
     if not isinstance(config, Mapping):
         return {"class": type(denoiser).__name__}
-    return {str(key): value for key, value in config.items() if not str(key).startswith("_")}
+    return {
+        str(key): value
+        for key, value in config.items()
+        if not str(key).startswith("_") and key != "quantization_config"
+    }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptq4adm.cli.options import add_output_options, model_folder, print_result
-from ptq4adm.models.components import COMPONENTS, component_folder, read_index, read_json
+from ptq4adm.models.components import component_folder, read_index, read_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,7 +70,8 @@ def inspect_folder(folder: Path, table: Path | None = None) -> dict[str, Any]:
                 f.stat().st_size for f in component_folder(folder, name).rglob("*") if f.is_file()
             ),
         }
-        for name in COMPONENTS
+        # a pipeline may have more than this package needs
+        for name in sorted(name for name, entry in index.items() if isinstance(entry, list))
     }
     config = read_json(component_folder(folder, "unet") / "config.json")
     quantization = config.get("quantization_config")

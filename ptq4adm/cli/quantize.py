@@ -115,6 +115,13 @@ def _add_calibration_options(parser: argparse.ArgumentParser) -> None:
         "--prompts", type=Path, metavar="FILE", help="prompts, one a line (default: a listed set)"
     )
     group.add_argument(
+        "--augment",
+        type=whole_number,
+        metavar="N",
+        help="calibrate on N prompts: those of --prompts, or seeds of the model's domain, and "
+        "others that cover what is missing (see: ptq4adm prompts)",
+    )
+    group.add_argument(
         "--steps", type=whole_number, metavar="N", help="denoising steps (default: the pipeline's)"
     )
     group.add_argument(
@@ -180,6 +187,8 @@ def run(args: argparse.Namespace) -> int:
         print_result(args, planned.to_dict(), str(planned))
         return 0
     if calibration is None and args.activation == "static":
+        if args.augment is not None:
+            prompts = _augmented(args, pipe, prompts)
         calibration = _calibrate(args, pipe, prompts, planned)
     done = quantize(pipe, config, calibration, progress=not args.quiet)
     folder = save_pipeline(pipe, args.output, overwrite=args.overwrite)
@@ -201,6 +210,21 @@ def _load_calibration(args: argparse.Namespace) -> Calibration | None:
     from ptq4adm.calibration import Calibration
 
     return Calibration.load(args.calibration)
+
+
+def _augmented(
+    args: argparse.Namespace, pipe: TextToAudioPipeline, seeds: Sequence[str] | None
+) -> list[str]:
+    from ptq4adm.prompts import PipelineEncoder, augment_prompts
+
+    encoder = PipelineEncoder(pipe, progress=not args.quiet)
+    result = augment_prompts(seeds, args.augment, pipe=pipe, encoder=encoder)
+    note(
+        args,
+        f"{len(result.prompts)} prompts from {result.seeds} seeds of the domain {result.domain!r} "
+        f"cover {result.after.pairs:.0%} of its pairs, up from {result.before.pairs:.0%}",
+    )
+    return list(result.prompts)
 
 
 def _calibrate(

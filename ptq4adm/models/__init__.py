@@ -8,6 +8,7 @@ from pathlib import Path
 from ptq4adm.errors import MissingComponentError
 from ptq4adm.models.adapter import PipelineAdapter
 from ptq4adm.models.audioldm import AudioLDM, real_unet
+from ptq4adm.models.audioldm2 import AudioLDM2, audioldm2_unet
 from ptq4adm.models.components import INDEX_FILE, save_components
 from ptq4adm.models.conditioning import Conditioning
 from ptq4adm.models.families import find_adapter
@@ -18,12 +19,14 @@ from ptq4adm.models.unet2d import UNet2DAdapter
 
 __all__ = [
     "AudioLDM",
+    "AudioLDM2",
     "Conditioning",
     "MakeAnAudio",
     "PipelineAdapter",
     "Tango",
     "TextToAudioPipeline",
     "UNet2DAdapter",
+    "audioldm2_unet",
     "find_adapter",
     "make_an_audio_unet",
     "real_unet",

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ptq4adm.models.components import COMPONENTS
 from ptq4adm.models.pipeline import TextToAudioPipeline
 from ptq4adm.models.unet2d import UNet2DAdapter
 from ptq4adm.protocols import Rule, SamplingDefaults, StepCallback
@@ -80,5 +79,5 @@ class PipelineAdapter(UNet2DAdapter):
         """The same components as a pipeline of this package; no weight is copied."""
         if isinstance(pipe, TextToAudioPipeline):
             return pipe
-        parts = {name: getattr(pipe, name) for name in COMPONENTS}
+        parts = {name: getattr(pipe, name) for name in self.pipeline_class.component_names}
         return self.pipeline_class(**parts, defaults=self.pipeline_class.family_defaults)

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import importlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,12 @@ from ptq4adm.models.mapped import load_mapped
 INDEX_FILE = "model_index.json"
 # beside the components' entries: names with an underscore are passed over by diffusers
 STEPS_ENTRY, GUIDANCE_ENTRY = "_default_steps", "_default_guidance_scale"
+DOMAIN_ENTRY = "_prompt_domain"
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "vocoder")
 # classes are looked up by name in these libraries only: a model folder cannot name code to run
 _LIBRARIES = ("diffusers", "transformers")
+# diffusers writes the name of a pipeline's own module for classes that live beside it
+_MODULES_OF_DIFFUSERS = ("audioldm2",)
 _OWN_LIBRARY = "ptq4adm"
 # class of this package to its module; each has from_pretrained and save_pretrained as diffusers' do
 OWN_CLASSES = {
@@ -52,8 +55,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_index(folder: Path) -> dict[str, Any]:
+def component_names(pipe: Any) -> tuple[str, ...]:
+    """What a pipeline consists of: as its family says, or as diffusers lists it."""
+    own = getattr(pipe, "component_names", None)
+    if own is not None:
+        return tuple(own)
+    listed = getattr(pipe, "components", None)
+    return tuple(listed) if isinstance(listed, Mapping) else COMPONENTS
+
+
+def read_index(folder: Path, names: Sequence[str] = COMPONENTS) -> dict[str, Any]:
     """Read `model_index.json` and check that it names every component.
+
+    Args:
+        folder: of the pipeline.
+        names: its components.
 
     Raises:
         MissingComponentError: if the folder, the file or an entry is missing.
@@ -66,16 +82,16 @@ def read_index(folder: Path) -> dict[str, Any]:
         )
     if not (folder / INDEX_FILE).is_file():
         raise MissingComponentError(
-            f"{folder}: no {INDEX_FILE}; a pipeline folder has it beside {', '.join(COMPONENTS)}"
+            f"{folder}: no {INDEX_FILE}; a pipeline folder has it beside {', '.join(names)}"
         )
     index = read_json(folder / INDEX_FILE)
-    missing = [name for name in COMPONENTS if not index.get(name)]
+    missing = [name for name in names if not index.get(name)]
     if missing:
         raise MissingComponentError(
             f"{folder / INDEX_FILE}: names no {', '.join(missing)}; a text-to-audio pipeline needs "
-            f"{', '.join(COMPONENTS)}"
+            f"{', '.join(names)}"
         )
-    for name in COMPONENTS:
+    for name in names:
         entry = index[name]
         if not (
             isinstance(entry, list) and len(entry) == 2 and all(isinstance(e, str) for e in entry)
@@ -175,7 +191,7 @@ def save_components(pipe: Any, folder: Path, *, skip: Collection[str] = ()) -> N
         "_class_name": getattr(pipe, "index_class", type(pipe).__name__),
         "_diffusers_version": _diffusers_version(),
     }
-    for name in COMPONENTS:
+    for name in component_names(pipe):
         component = getattr(pipe, name, None)
         if component is None:
             raise MissingComponentError(
@@ -188,6 +204,9 @@ def save_components(pipe: Any, folder: Path, *, skip: Collection[str] = ()) -> N
     defaults = getattr(pipe, "defaults", None)
     if defaults is not None:
         index[STEPS_ENTRY], index[GUIDANCE_ENTRY] = defaults.steps, defaults.guidance
+    domain = getattr(pipe, "prompt_domain", None)
+    if domain is not None:
+        index[DOMAIN_ENTRY] = domain
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
@@ -213,6 +232,8 @@ def _quiet_libraries() -> Iterator[None]:
 
 def _resolve_class(folder: Path, name: str, entry: list[str]) -> Any:
     library, class_name = entry
+    if library in _MODULES_OF_DIFFUSERS:
+        library = "diffusers"
     if library not in (*_LIBRARIES, _OWN_LIBRARY):
         raise CheckpointError(
             f"{folder / INDEX_FILE}: {name!r} comes from {library!r}; supported are "

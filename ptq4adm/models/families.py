@@ -15,7 +15,8 @@ import torch
 from ptq4adm.errors import ConfigError, MissingComponentError, UnsupportedModelError
 from ptq4adm.models.adapter import PipelineAdapter
 from ptq4adm.models.audioldm import AudioLDM
-from ptq4adm.models.components import COMPONENTS, INDEX_FILE, read_index
+from ptq4adm.models.audioldm2 import AudioLDM2
+from ptq4adm.models.components import INDEX_FILE, read_index
 from ptq4adm.models.make_an_audio import MakeAnAudio
 from ptq4adm.models.original import has_checkpoint
 from ptq4adm.models.pipeline import TextToAudioPipeline, check_device
@@ -25,15 +26,17 @@ from ptq4adm.protocols import DenoiserAdapter
 
 logger = logging.getLogger(__name__)
 
-FAMILIES: tuple[type[TextToAudioPipeline], ...] = (AudioLDM, Tango, MakeAnAudio)
+_AUDIOLDM2_UNET = "AudioLDM2UNet2DConditionModel"
+
+FAMILIES: tuple[type[TextToAudioPipeline], ...] = (AudioLDM, AudioLDM2, Tango, MakeAnAudio)
 
 
 def find_adapter(pipe: Any) -> DenoiserAdapter:
     """Find the adapter of a model.
 
     Args:
-        pipe: a `TextToAudioPipeline`, a `diffusers.AudioLDMPipeline`, or a bare
-            `UNet2DConditionModel`.
+        pipe: a `TextToAudioPipeline`, a `diffusers.AudioLDMPipeline` or `AudioLDM2Pipeline`, or a
+            bare UNet of theirs.
 
     Raises:
         MissingComponentError: if it has a UNet of a family, but not every other component.
@@ -44,18 +47,22 @@ def find_adapter(pipe: Any) -> DenoiserAdapter:
     if _is_unet(pipe):
         return UNet2DAdapter()
     if _is_unet(getattr(pipe, "unet", None)):
-        missing = [name for name in COMPONENTS if getattr(pipe, name, None) is None]
+        is_second = type(pipe.unet).__name__ == _AUDIOLDM2_UNET
+        family: type[TextToAudioPipeline] = AudioLDM2 if is_second else AudioLDM
+        names = family.component_names
+        missing = [name for name in names if getattr(pipe, name, None) is None]
         if missing:
             raise MissingComponentError(
                 f"{type(pipe).__name__} has no {', '.join(missing)}: a text-to-audio pipeline "
-                f"needs {', '.join(COMPONENTS)}; to quantize its UNet alone, pass pipe.unet"
+                f"needs {', '.join(names)}; to quantize its UNet alone, pass pipe.unet"
             )
-        if getattr(pipe.unet.config, "class_embed_type", None) is not None:
-            return PipelineAdapter(AudioLDM)
+        if is_second or getattr(pipe.unet.config, "class_embed_type", None) is not None:
+            return PipelineAdapter(family)
     raise UnsupportedModelError(
         f"{type(pipe).__name__} is not a supported model: expected a ptq4adm TextToAudioPipeline, "
-        "a diffusers AudioLDMPipeline or a UNet2DConditionModel; single layers of other models can "
-        "be replaced with ptq4adm.W4A8Linear.from_float and ptq4adm.W4A8Conv2d.from_float"
+        "a diffusers AudioLDMPipeline or AudioLDM2Pipeline, or a UNet2DConditionModel; single "
+        "layers of other models can be replaced with ptq4adm.W4A8Linear.from_float and "
+        "ptq4adm.W4A8Conv2d.from_float"
     )
 
 
@@ -141,4 +148,8 @@ def _is_unet(module: Any) -> bool:
         return False
     from diffusers import UNet2DConditionModel
 
-    return isinstance(module, UNet2DConditionModel)
+    if isinstance(module, UNet2DConditionModel):
+        return True
+    # a model of a module that was never imported cannot be here
+    audioldm2 = sys.modules.get("diffusers.pipelines.audioldm2.modeling_audioldm2")
+    return audioldm2 is not None and isinstance(module, getattr(audioldm2, _AUDIOLDM2_UNET))

@@ -31,6 +31,7 @@ from ptq4adm.errors import (
 )
 from ptq4adm.models.components import (
     COMPONENTS,
+    DOMAIN_ENTRY,
     GUIDANCE_ENTRY,
     INDEX_FILE,
     STEPS_ENTRY,
@@ -62,6 +63,8 @@ class TextToAudioPipeline(ABC):
         scheduler: a diffusers scheduler; DDIM runs with eta 0.
         vocoder: log-mel to waveform.
         defaults: steps and guidance used when a call names none.
+        prompt_domain: what it can be asked for, by the name of a `ptq4adm.prompts.Domain`; None if
+            its folder does not say.
     """
 
     unet: Any
@@ -71,6 +74,7 @@ class TextToAudioPipeline(ABC):
     scheduler: Any
     vocoder: Any
     defaults: SamplingDefaults
+    prompt_domain: str | None = None
 
     family: ClassVar[str]
     """Name of the family, written into quantized checkpoints."""
@@ -78,6 +82,8 @@ class TextToAudioPipeline(ABC):
     """`_class_name` of the family's `model_index.json`."""
     family_defaults: ClassVar[SamplingDefaults]
     """Steps and guidance of a folder that names none."""
+    component_names: ClassVar[tuple[str, ...]] = COMPONENTS
+    """Attributes and subfolders; a family may have more."""
     float32_components: ClassVar[frozenset[str]] = frozenset()
     """Modules that stay float32 whatever dtype is asked for."""
 
@@ -139,21 +145,26 @@ class TextToAudioPipeline(ABC):
         """
         check_device(device)
         folder = Path(path)
-        index = read_index(folder)
+        index = read_index(folder, cls.component_names)
         if index.get("_class_name") != cls.index_class:
             raise UnsupportedModelError(
                 f"{folder / INDEX_FILE}: is a {index.get('_class_name')!r}, {cls.__name__} reads "
                 f"{cls.index_class!r}; load it with ptq4adm.load_pipeline, which knows every family"
             )
-        for name in COMPONENTS:
+        for name in cls.component_names:
             component_folder(folder, name)
         # the UNet first: it is the part whose format can be refused
         parts: dict[str, Any] = {"unet": load_unet(folder, index["unet"], dtype, backend)}
-        for name in COMPONENTS:
+        for name in cls.component_names:
             if name not in parts:
                 kept = torch.float32 if name in cls.float32_components else dtype
                 parts[name] = load_component(folder, name, index[name], kept)
-        return cls(**parts, defaults=_read_defaults(index, cls.family_defaults)).to(device)
+        domain = index.get(DOMAIN_ENTRY)
+        return cls(
+            **parts,
+            defaults=_read_defaults(index, cls.family_defaults),
+            prompt_domain=None if domain is None else str(domain),
+        ).to(device)
 
     @property
     def device(self) -> torch.device:
@@ -190,7 +201,7 @@ class TextToAudioPipeline(ABC):
 
     def to(self: Self, device: str | torch.device) -> Self:
         """Move every module; returns the pipeline."""
-        for name in COMPONENTS:
+        for name in self.component_names:
             component = getattr(self, name)
             if isinstance(component, nn.Module):
                 component.to(device)
@@ -357,6 +368,7 @@ class TextToAudioPipeline(ABC):
                 self.scheduler.timesteps,
                 class_labels=conditioning.get("class_labels"),
                 encoder_hidden_states=conditioning.get("encoder_hidden_states"),
+                encoder_hidden_states_1=conditioning.get("encoder_hidden_states_1"),
             )
         logger.info("%s: every step computes its own projections", type(self.unet).__name__)
         return nullcontext()

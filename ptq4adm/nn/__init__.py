@@ -3,7 +3,13 @@
 from ptq4adm.nn.base import QuantizedLayer
 from ptq4adm.nn.conv import W4A8Conv2d, W8A8Conv2d
 from ptq4adm.nn.floating import FloatReport, use_float_where_faster, use_packed_everywhere
-from ptq4adm.nn.fuse import FusionReport, fuse_blocks, fusion_report, unfuse_blocks
+from ptq4adm.nn.fuse import (
+    FusionReport,
+    fuse_blocks,
+    fusion_report,
+    set_backend,
+    unfuse_blocks,
+)
 from ptq4adm.nn.half import HalfConv2d, HalfLinear
 from ptq4adm.nn.hoist import prepared
 from ptq4adm.nn.linear import W4A8Linear, W8A8Linear
@@ -30,6 +36,7 @@ __all__ = [
     "fusion_report",
     "prepared",
     "resident_bytes",
+    "set_backend",
     "unfuse_blocks",
     "use_float_where_faster",
     "use_packed_everywhere",

@@ -8,10 +8,12 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_input
 
 from ptq4adm import ops
 from ptq4adm.errors import ShapeError, UnsupportedLayerError
 from ptq4adm.nn.base import QuantizedLayer
+from ptq4adm.nn.gradient import channel_scales, needs_gradient, straight_through
 from ptq4adm.nn.options import LayerOptions, activation_buckets
 from ptq4adm.nn.storage import check_float_layer
 from ptq4adm.nn.timestep import StepIndex
@@ -229,6 +231,10 @@ class QuantizedConv2d(QuantizedLayer):
             return functional.conv2d(
                 x, *self.float_tensors(x.dtype), s.stride, s.padding, s.dilation
             )
+        return straight_through(self, x) if needs_gradient(x) else self.compute(x)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """`forward` of a checked input [B, C, H, W], without a gradient."""
         nhwc = x.permute(0, 2, 3, 1)
         if len(self.layout.segments) == 1:
             y = self.convolve(*self.quantize_input(nhwc, 0, "tensor"), out_dtype=x.dtype)
@@ -239,6 +245,16 @@ class QuantizedConv2d(QuantizedLayer):
             )
             y = self.convolve(*first, second=second, out_dtype=x.dtype)
         return y.permute(0, 3, 1, 2)
+
+    def input_gradient(self, x_shape: torch.Size, dy: Tensor) -> Tensor:
+        """Gradient [B, C, H, W] for `dy` float32 [B, N, H', W']."""
+        s = self.shape
+        return conv2d_input(x_shape, self.float_weight(), dy, s.stride, s.padding, s.dilation)
+
+    def clip_limits(self) -> Tensor | None:
+        """Static scales [C, 1, 1]; None if dynamic."""
+        scales = channel_scales(self)
+        return None if scales is None else scales[:, None, None]
 
     def convolve(
         self,

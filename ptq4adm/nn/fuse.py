@@ -14,9 +14,18 @@ from typing import Any
 
 from torch import nn
 
+from ptq4adm.nn.base import QuantizedLayer
 from ptq4adm.nn.fusing import FusedBlock, Fusion
+from ptq4adm.ops import resolve_backend
 
-__all__ = ["BlockFusion", "FusionReport", "fuse_blocks", "fusion_report", "unfuse_blocks"]
+__all__ = [
+    "BlockFusion",
+    "FusionReport",
+    "fuse_blocks",
+    "fusion_report",
+    "set_backend",
+    "unfuse_blocks",
+]
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,28 @@ def unfuse_blocks(denoiser: nn.Module) -> None:
         kind = _kind(module, table)
         if kind is not None:
             _unfuse(module, kind)
+
+
+def set_backend(denoiser: nn.Module, name: str) -> FusionReport:
+    """Run a quantized model on another backend, and fuse its blocks for it.
+
+    Args:
+        denoiser: with quantized layers, all on one device.
+        name: "auto" or a backend's name.
+
+    Returns:
+        What is fused.
+
+    Raises:
+        BackendUnavailableError: if it cannot run where the model is; nothing is changed.
+        UnknownBackendError: if there is none of that name; nothing is changed.
+    """
+    layers = [m for m in denoiser.modules() if isinstance(m, QuantizedLayer)]
+    for device in {layer.w_scale.device for layer in layers}:
+        resolve_backend(name, device)
+    for layer in layers:
+        layer.set_backend(name)
+    return fuse_blocks(denoiser)
 
 
 def fusion_report(denoiser: nn.Module) -> FusionReport:

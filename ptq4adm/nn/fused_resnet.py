@@ -21,9 +21,9 @@ from ptq4adm.nn.fusing import (
     groupnorm_quantize,
     is_dropping,
     layer_reason,
-    needs_gradient,
     norm_reason,
 )
+from ptq4adm.nn.gradient import needs_gradient
 
 _OPERATOR = "groupnorm_silu_quantize"
 

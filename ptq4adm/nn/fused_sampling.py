@@ -17,7 +17,8 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor
 from torch.nn import functional
 
-from ptq4adm.nn.fusing import FusedBlock, Fusion, layer_reason, needs_gradient
+from ptq4adm.nn.fusing import FusedBlock, Fusion, layer_reason
+from ptq4adm.nn.gradient import needs_gradient
 
 
 class FusedUpsample2D(FusedBlock, Upsample2D):

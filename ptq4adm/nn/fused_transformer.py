@@ -33,9 +33,9 @@ from ptq4adm.nn.fusing import (
     layer_reason,
     layernorm_project,
     layers_reason,
-    needs_gradient,
     norm_reason,
 )
+from ptq4adm.nn.gradient import needs_gradient
 
 _NORM = {"attn1": "norm1", "attn2": "norm2", "ff": "norm3"}
 

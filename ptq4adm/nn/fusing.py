@@ -116,11 +116,6 @@ def is_dropping(dropout: nn.Module) -> bool:
     return dropout.training and getattr(dropout, "p", 1.0) > 0.0
 
 
-def needs_gradient(*inputs: Tensor | None) -> bool:
-    """Whether a gradient of one of the inputs may be asked for: the operators between have none."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-
-
 def is_quantized_linear(layer: object) -> TypeGuard[QuantizedLinear]:
     """Whether a layer is a W4A8 or W8A8 linear."""
     return isinstance(layer, QuantizedLinear)

@@ -20,7 +20,7 @@ LinearSelf = TypeVar("LinearSelf", bound="HalfLinear")
 ConvSelf = TypeVar("ConvSelf", bound="HalfConv2d")
 
 
-class HalfLinear(StorageLayer):
+class HalfLinear(StorageLayer, nn.Linear):
     """`nn.Linear` stored in float16.
 
     Args:
@@ -31,7 +31,7 @@ class HalfLinear(StorageLayer):
     """
 
     weight: Tensor
-    bias: Tensor | None
+    bias: Tensor | None  # type: ignore[assignment]
 
     def __init__(
         self,

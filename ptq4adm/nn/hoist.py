@@ -19,6 +19,7 @@ so is one whose activation scales differ between steps: one input gives several 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 # layers with f(a + b) = f(a) + f(b) - f(0) for all inputs: no quantization of activations
 _AFFINE = (nn.Linear, W8Linear, HalfLinear)
 _ARGUMENTS = ("sample", "timestep", "encoder_hidden_states", "class_labels", "timestep_cond")
+_Texts = dict[str, Tensor]
 
 
 @contextmanager
@@ -50,15 +52,17 @@ def prepared(
     *,
     class_labels: Tensor | None = None,
     encoder_hidden_states: Tensor | None = None,
+    encoder_hidden_states_1: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Iterator[None]:
     """Keep what is constant over the calls of a UNet inside the `with` block.
 
     Args:
-        denoiser: a `UNet2DConditionModel`, quantized or not.
+        denoiser: a `UNet2DConditionModel`, or AudioLDM2's, quantized or not.
         timesteps: [T], those of the coming calls, as they will be passed.
         class_labels: as they will be passed, [B, D]; None if the model has none.
         encoder_hidden_states: as they will be passed, [B, L, D]; None if there is no text.
+        encoder_hidden_states_1: the second text of AudioLDM2, [B, L', D']; None for other models.
         dtype: of the samples; None for that of the conditions, else of the model.
 
     Raises:
@@ -67,8 +71,13 @@ def prepared(
         ShapeError: if `timesteps` is not [T].
     """
     _check(denoiser, timesteps)
-    samples = _sample_dtype(denoiser, class_labels, encoder_hidden_states)
-    run = _Run(timesteps, class_labels, encoder_hidden_states, dtype or samples)
+    given = {
+        "encoder_hidden_states": encoder_hidden_states,
+        "encoder_hidden_states_1": encoder_hidden_states_1,
+    }
+    texts = {name: text for name, text in given.items() if text is not None}
+    samples = _sample_dtype(denoiser, class_labels, *texts.values())
+    run = _Run(timesteps, class_labels, texts, dtype or samples)
     with torch.no_grad():
         lookups = {**_step_tables(denoiser, run), **_context_tables(denoiser, run)}
     handles = [
@@ -91,49 +100,48 @@ class _Run:
 
     Attributes:
         row: index of the timestep in use; None outside a recognized call.
-        context: the text tensor that is passed down; None outside a recognized call.
+        contexts: the text tensors that are passed down; none outside a recognized call.
         has_times: whether there are tables by step.
     """
 
     def __init__(
-        self, timesteps: Tensor, labels: Tensor | None, context: Tensor | None, dtype: torch.dtype
+        self, timesteps: Tensor, labels: Tensor | None, texts: _Texts, dtype: torch.dtype
     ) -> None:
         self.timesteps, self.dtype = timesteps, dtype
         self.version = tensor_version(timesteps)
         self.rows = {float(t): i for i, t in enumerate(timesteps.tolist())}
         self.labels = None if labels is None else _Key(labels)
-        self.text = None if context is None else _Key(context)
-        given = (tensor for tensor in (timesteps, labels, context) if tensor is not None)
+        self.texts = {name: _Key(text) for name, text in texts.items()}
+        given = (t for t in (timesteps, labels, *texts.values()) if t is not None)
         self.devices = sorted({tensor.device.type for tensor in given})
         self.autocast = _autocast(self.devices)
         self.row: int | None = None
-        self.context: Tensor | None = None
+        self.contexts: _Texts = {}
         self.has_times = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The hooks of a copied or pickled model recognize nothing: it has no tables."""
-        return _Run, (torch.empty(0), None, None, self.dtype)
+        return _Run, (torch.empty(0), None, {}, self.dtype)
 
     def recognize(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: find out which of the kept results a call may use."""
         del module
-        self.row = self.context = None
+        self.row, self.contexts = None, {}
         # a kept result has no gradient, and hooks on all modules do not see inside of it
         if torch.is_grad_enabled() or are_all_watched() or _autocast(self.devices) != self.autocast:
             return
         given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
-        sample, text = given.get("sample"), given.get("encoder_hidden_states")
+        sample = given.get("sample")
         if not isinstance(sample, Tensor):
             return
-        if self.text is not None and self.text.matches(text):
-            self.context = text
+        self.contexts = {n: given[n] for n, key in self.texts.items() if key.matches(given.get(n))}
         if self.has_times and given.get("timestep_cond") is None and self._matches(sample, given):
             self.row = self._row(find_timestep(args, kwargs))
 
     def forget(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forward hook: the call is over."""
         del module, args, output
-        self.row = self.context = None
+        self.row, self.contexts = None, {}
 
     def _matches(self, sample: Tensor, given: dict[str, Any]) -> bool:
         if sample.dtype != self.dtype or sample.device != self.timesteps.device:
@@ -217,7 +225,12 @@ def _step_tables(unet: Any, run: _Run) -> _Lookups:
         return {}
     steps = run.timesteps.shape[0]
     like = torch.empty(steps, 0, dtype=run.dtype, device=run.timesteps.device)
-    times = unet.time_embedding(unet.get_time_embed(sample=like, timestep=run.timesteps), None)
+    # AudioLDM2's UNet has no function of its own for it
+    embed = getattr(unet, "get_time_embed", None)
+    waves = embed(like, run.timesteps) if embed else unet.time_proj(run.timesteps).to(run.dtype)
+    times = unet.time_embedding(waves, None)
+    if labels is not None and not hasattr(unet, "get_class_embed"):
+        return {}
     classes = None if labels is None else unet.get_class_embed(sample=like, class_labels=labels)
     run.has_times = True
     lookups: _Lookups = {unet.time_embedding: _ByStep(run, times[:, None])}
@@ -260,8 +273,8 @@ def _projection(
 
 
 def _context_tables(unet: nn.Module, run: _Run) -> _Lookups:
-    """Keys and values of the prepared text."""
-    if run.text is None:
+    """Keys and values of the prepared texts."""
+    if not run.texts:
         return {}
     from diffusers.models.attention_processor import Attention
 
@@ -272,9 +285,13 @@ def _context_tables(unet: nn.Module, run: _Run) -> _Lookups:
         if module.norm_cross is not None:
             continue
         for layer in (module.to_k, module.to_v):
-            fits = layer is not None and layer.in_features == run.text.tensor.shape[-1]
-            if fits and _is_free(layer) and _is_constant(layer) and layer not in lookups:
-                lookups[layer] = _ByContext(run, layer(run.text.tensor))
+            if layer is None or layer in lookups or not _is_free(layer) or not _is_constant(layer):
+                continue
+            # which of two texts a layer sees is known by its width, or at the call
+            texts = {name: key.tensor for name, key in run.texts.items()}
+            kept = {n: layer(t) for n, t in texts.items() if t.shape[-1] == layer.in_features}
+            if kept:
+                lookups[layer] = _ByContext(run, kept)
     return lookups
 
 
@@ -295,13 +312,16 @@ class _ByStep:
 
 
 class _ByContext:
-    """Kept result of one tensor."""
+    """Kept result of each text that a layer may see."""
 
-    def __init__(self, run: _Run, kept: Tensor) -> None:
+    def __init__(self, run: _Run, kept: _Texts) -> None:
         self.run, self.kept = run, kept
 
     def __call__(self, x: Tensor) -> Tensor | None:
-        return self.kept if x is self.run.context else None
+        for name, result in self.kept.items():
+            if x is self.run.contexts.get(name):
+                return result
+        return None
 
 
 def _resnets(unet: nn.Module) -> list[Any]:
@@ -349,13 +369,18 @@ def _sample_dtype(denoiser: Any, *conditions: Tensor | None) -> torch.dtype:
 
 
 def can_prepare(denoiser: nn.Module) -> bool:
-    """Whether `prepared` knows what is constant: a `UNet2DConditionModel`, and not a compiled one.
+    """Whether `prepared` knows what is constant: a UNet of diffusers, and not a compiled one.
 
     A compiled one would be compiled again for every row of the tables.
     """
     from diffusers import UNet2DConditionModel
 
-    return type(denoiser).forward is UNet2DConditionModel.forward
+    known = [UNet2DConditionModel.forward]
+    # a model of a module that was never imported cannot be here
+    audioldm2 = sys.modules.get("diffusers.pipelines.audioldm2.modeling_audioldm2")
+    if audioldm2 is not None:
+        known.append(audioldm2.AudioLDM2UNet2DConditionModel.forward)
+    return type(denoiser).forward in known
 
 
 def _check(denoiser: nn.Module, timesteps: Tensor) -> None:

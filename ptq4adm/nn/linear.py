@@ -10,6 +10,8 @@ from torch.nn import functional
 
 from ptq4adm import ops
 from ptq4adm.nn.base import QuantizedLayer
+from ptq4adm.nn.decoded import DecodedWeight
+from ptq4adm.nn.gradient import channel_scales, needs_gradient, straight_through
 from ptq4adm.nn.options import LayerOptions, activation_buckets
 from ptq4adm.nn.storage import check_float_layer
 from ptq4adm.nn.timestep import StepIndex
@@ -19,7 +21,7 @@ from ptq4adm.packing.layout import KLayout
 Self = TypeVar("Self", bound="QuantizedLinear")
 
 
-class QuantizedLinear(QuantizedLayer):
+class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
     """Drop-in for `nn.Linear`; use `W4A8Linear` or `W8A8Linear`.
 
     Takes [..., K] of any float dtype and returns [..., N] of the same. Activations are quantized
@@ -93,6 +95,11 @@ class QuantizedLinear(QuantizedLayer):
             quantized.set_activation_scale(x_scale)
         return quantized
 
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """What the integers stand for, float32 [N, K]: made when asked for, read-only."""
+        return self.float_weight().flatten(1).as_subclass(DecodedWeight)
+
     def dequantize(self) -> nn.Linear:
         """The `nn.Linear`, float32, whose weight is what the integers stand for."""
         # made on meta: its initialisation would only be overwritten
@@ -110,6 +117,10 @@ class QuantizedLinear(QuantizedLayer):
         if self.is_float:
             weight, bias = self.float_tensors(x.dtype)
             return functional.linear(x, weight.flatten(1), bias)
+        return straight_through(self, x) if needs_gradient(x) else self.compute(x)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """`forward` of a checked input, without a gradient."""
         rows = x.reshape(-1, self.in_features)
         if len(self.layout.segments) == 1:
             y = self.matmul(*self.quantize_input(rows, 0, "row"), out_dtype=x.dtype)
@@ -120,6 +131,14 @@ class QuantizedLinear(QuantizedLayer):
             )
             y = self.matmul(*first, second=second, out_dtype=x.dtype)
         return y.reshape(*x.shape[:-1], self.out_features)
+
+    def input_gradient(self, x_shape: torch.Size, dy: Tensor) -> Tensor:
+        """`dy W` [..., K] for `dy` float32 [..., N]."""
+        return (dy @ self.float_weight().flatten(1)).reshape(x_shape)
+
+    def clip_limits(self) -> Tensor | None:
+        """Static scales [K]; None if dynamic."""
+        return channel_scales(self)
 
     def matmul(
         self,

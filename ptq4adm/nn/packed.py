@@ -156,12 +156,12 @@ class PackedLayer(StorageLayer):
                 f"rows {list(quantized.w_q.shape)} {'with' if has_groups else 'without'} groups: "
                 f"needs {list(expected)} and group_size = {self.group_size}"
             )
-        wrong = None if quantized.w_mult is None else _find_wrong_multiplier(quantized.w_mult)
+        wrong = None if quantized.w_mult is None else find_wrong_multiplier(quantized.w_mult)
         if wrong is not None:
             raise RangeError(f"w_mult: {wrong}")
-        self.w_scale = quantized.w_scale.to(self.w_scale.device)
-        if quantized.w_mult is not None:
-            self.w_mult = quantized.w_mult.to(self.w_scale.device)
+        device = self.w_scale.device
+        self.w_scale = quantized.w_scale.to(device)
+        self.w_mult = None if quantized.w_mult is None else quantized.w_mult.to(device)
         self._set_qweight(pack_int4(quantized.w_q) if self.bits == 4 else quantized.w_q)
 
     def expect_rows(self, rows: int | None) -> None:
@@ -173,6 +173,12 @@ class PackedLayer(StorageLayer):
         self.rows = rows
         if not self.is_float:
             self._take(self._choose(self.w_scale.device))
+
+    def set_backend(self, name: str) -> None:
+        """Run on another backend, "auto" or one that can run where the weight is."""
+        device = self.w_scale.device
+        self._take(ops.choose_backend(name, device, key=self.key, rows=self.rows))
+        self.requested_backend = name
 
     def use_float(self, reason: str) -> None:
         """Keep the weight in float16 in the place of the packed one, and compute in float.
@@ -271,7 +277,7 @@ class PackedLayer(StorageLayer):
                 error_msgs.append(
                     f"{key}: got {value.dtype} {list(value.shape)}, needs {dtype} {list(shape)}"
                 )
-            elif name == "w_mult" and (wrong := _find_wrong_multiplier(value)) is not None:
+            elif name == "w_mult" and (wrong := find_wrong_multiplier(value)) is not None:
                 error_msgs.append(f"{key}: {wrong}")
             elif name == "qweight":
                 try:
@@ -287,7 +293,7 @@ class PackedLayer(StorageLayer):
             unexpected_keys += [k for k in state_dict if k.startswith(prefix) and k not in known]
 
 
-def _find_wrong_multiplier(w_mult: Tensor) -> str | None:
+def find_wrong_multiplier(w_mult: Tensor) -> str | None:
     """What is wrong with group multipliers; None if nothing is, or a meta tensor has no values.
 
     0 would silence a group, and the product of a larger one and a weight need not fit int8.

@@ -15,7 +15,7 @@ from ptq4adm.nn.half import HalfConv2d, HalfLinear
 from ptq4adm.nn.linear import W4A8Linear, W8A8Linear
 from ptq4adm.nn.options import LayerOptions
 from ptq4adm.nn.storage import StorageLayer
-from ptq4adm.nn.timestep import StepIndex
+from ptq4adm.nn.timestep import StepHook, StepIndex
 from ptq4adm.nn.weight_only import W8Linear
 
 _CLASSES: dict[tuple[type[nn.Module], Scheme], type[StorageLayer]] = {
@@ -124,6 +124,22 @@ def empty_layer(
         return cls(shape, bias=layer.bias is not None, segments=segments, options=options)
     assert issubclass(cls, HalfConv2d)
     return cls(shape, bias=layer.bias is not None, device=device)
+
+
+def dequantize_layers(module: nn.Module, dtype: torch.dtype) -> None:
+    """Put float layers in the place of all replaced ones, and take back what was added to run them.
+
+    Args:
+        module: a quantized denoiser.
+        dtype: of the new layers.
+    """
+    layers = {name: m for name, m in module.named_modules() if scheme_of(m) is not None}
+    # nn.Module.to of the float layer: diffusers' models refuse a dtype while they are quantized
+    replace_layers(module, {name: layer.dequantize().to(dtype) for name, layer in layers.items()})
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if isinstance(hook, StepHook):
+            del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def check_finite(denoiser: nn.Module) -> None:

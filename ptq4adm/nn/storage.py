@@ -18,9 +18,12 @@ TensorSpec = tuple[tuple[int, ...], torch.dtype]
 class StorageLayer(nn.Module):
     """A layer whose buffers keep their dtypes, whatever `.half()`, `.float()` or `.to(dtype)` asks.
 
-    A float32 scale rounded to float16 would change the model; computation follows the input's dtype
-    instead.
+    A float32 scale rounded to float16 would change the model; computation follows the input's
+    dtype. Those that stand for an `nn.Linear` are one, so that PEFT adapts them.
     """
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)  # not nn.Linear's, which would allocate a weight
 
     def stored_tensors(self) -> dict[str, TensorSpec]:
         """Name, shape and dtype of each tensor of the state dict."""

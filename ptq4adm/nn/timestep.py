@@ -41,8 +41,9 @@ class StepIndex:
     def set_timestep(self, timestep: Any) -> None:
         """Select the bucket of a timestep.
 
-        Numbers and CPU tensors are checked. A tensor on another device is not waited for: its first
-        element is used, limited to the training range.
+        Numbers and CPU tensors are checked. A tensor on another device is not waited for, and one
+        in a compiled graph has no value to check: its first element is used, limited to the
+        training range.
 
         Args:
             timestep: a number, or a tensor with one value or the same value for each sample.
@@ -51,7 +52,7 @@ class StepIndex:
             UncalibratedStepError: if it is out of range, or calibration saw no step of its bucket.
             MixedTimestepError: if a batch holds different timesteps.
         """
-        if isinstance(timestep, Tensor) and timestep.device.type != "cpu" and timestep.numel():
+        if isinstance(timestep, Tensor) and timestep.numel() and _is_unread(timestep):
             last = self.buckets.num_train_timesteps - 1
             first = timestep.detach().reshape(-1)[0].to(torch.int64).clamp(0, last)
             bucket = first * self.buckets.count // self.buckets.num_train_timesteps
@@ -67,6 +68,11 @@ class StepIndex:
     def __repr__(self) -> str:
         b = self.buckets
         return f"StepIndex({b.count} buckets over {b.num_train_timesteps} timesteps)"
+
+
+def _is_unread(timestep: Tensor) -> bool:
+    """Whether the host would have to wait, or to leave a compiled graph, for a value."""
+    return timestep.device.type != "cpu" or torch.compiler.is_compiling()
 
 
 class StepHook:

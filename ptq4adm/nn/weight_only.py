@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ptq4adm.nn.decoded import DecodedWeight
 from ptq4adm.nn.storage import StorageLayer, check_float_layer
 from ptq4adm.quant.affine import QuantizedRows, quantize_rows
 
 Self = TypeVar("Self", bound="W8Linear")
 
 
-class W8Linear(StorageLayer):
+class W8Linear(StorageLayer, nn.Linear):
     """`nn.Linear` with int8 weights, one float32 scale an output feature; activations stay float.
 
     Buffers: `qweight` int8 [N, K] (not padded: no kernel reads it), `w_scale` float32 [N], `bias`
@@ -33,7 +34,7 @@ class W8Linear(StorageLayer):
 
     qweight: Tensor
     w_scale: Tensor
-    bias: Tensor | None
+    bias: Tensor | None  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -71,6 +72,11 @@ class W8Linear(StorageLayer):
         if layer.bias is not None:
             quantized.bias = layer.bias.detach().to(torch.float32, copy=True)
         return quantized
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """What the integers stand for, float32 [N, K]: made when asked for, read-only."""
+        return self._float_weight().as_subclass(DecodedWeight)
 
     def dequantize(self) -> nn.Linear:
         """The `nn.Linear`, float32, whose weight is what the integers stand for."""

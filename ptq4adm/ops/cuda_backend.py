@@ -75,6 +75,28 @@ def unavailable_reason(device_type: str) -> str | None:
     return _device_reason(torch.cuda.current_device()) or triton_backend.unavailable_reason("cuda")
 
 
+@cache
+def sm90a_reason(device: int) -> str | None:
+    """Return why kernels of the family ``sm90a`` cannot run on a GPU, or None if they can.
+
+    Args:
+        device: the GPU's number.
+    """
+    compiled = module()
+    info = compiled.device_info(device)
+    if (info.major, info.minor) != (9, 0):
+        return (
+            f"{info.name} has compute capability {info.major}.{info.minor}, and its instructions "
+            "are those of 9.0 alone"
+        )
+    if not compiled.matmul_sm90a_tiles():
+        return (
+            f"the module is built for {compiled.archs()}; reinstall with PTQ4ADM_BUILD=cuda "
+            "PTQ4ADM_CUDA_ARCHS=90a"
+        )
+    return None
+
+
 def describe(device_type: str) -> str:
     """Return what the kernels run on, given that they can."""
     compiled = module()

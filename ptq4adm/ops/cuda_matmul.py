@@ -1,12 +1,14 @@
 """Backend ``cuda``: passes checked products to the compiled kernels of ``csrc/cuda``.
 
 The kernels read the weight order ``cuda``, accumulate in exact int32 and write every output dtype
-themselves. ``tile`` forces a tile, for tests and the tuner.
+themselves. There are two families of them: ``sm80`` takes every product on every GPU, ``sm90a``
+(``cuda_boxes.py``) some on compute capability 9.0. ``tile`` forces a tile, for tests and the tuner.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from ptq4adm.errors import BackendUnavailableError, ConfigError, ShapeError
 from ptq4adm.kernels.launch import capability, device_name, multiprocessors
 from ptq4adm.kernels.split_k import first_splits, workspace
 from ptq4adm.kernels.tuning import Problem
-from ptq4adm.ops import cuda_backend, cuda_tiles
+from ptq4adm.ops import cuda_backend, cuda_boxes
 from ptq4adm.ops.arguments import (
     MOST_ELEMENTS,
     OUT_DTYPES,
@@ -29,34 +31,14 @@ from ptq4adm.ops.arguments import (
     result_dtype,
     result_shape,
 )
+from ptq4adm.ops.cuda_choice import counted_tile, find_tile
+from ptq4adm.ops.cuda_tiles import SM80, SM90A, CudaTile
 from ptq4adm.ops.prepack import PANEL_N
 from ptq4adm.packing.layout import BLOCK_K
 
 NAME = "cuda"
 _CHUNK_BYTES = 16  # of an asynchronous copy
 _GROUP = 4  # neighbouring channels that a thread stores together
-
-# how well the tensor cores are fed, beside the largest tile: assumed from what a block reads for
-# each product, until the tuner has measured
-_TILE_WORTH = {(128, 128): 1.0, (128, 64): 0.95, (64, 64): 0.8, (64, 32): 0.6}
-_FIXED_STEPS = 4  # of k that filling the pipeline and storing the result are worth
-_SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
-_LEAST_STEPS = 4  # a split has
-
-
-@dataclass(frozen=True, slots=True)
-class CudaTile:
-    """How a product is cut into blocks.
-
-    Attributes:
-        block_m: rows (pixels) of a tile.
-        block_n: output channels of a tile.
-        split_k: blocks that share the k of one tile.
-    """
-
-    block_m: int
-    block_n: int
-    split_k: int = 1
 
 
 def linear(call: Matmul, tile: CudaTile | None = None) -> Tensor:
@@ -70,7 +52,7 @@ def linear(call: Matmul, tile: CudaTile | None = None) -> Tensor:
         [M, N], or [M, N / 2] with ``geglu``, in ``out_dtype`` or int8.
 
     Raises:
-        ConfigError: if there is no such tile.
+        ConfigError: if there is no such tile, or the product or the GPU cannot have it.
         BackendUnavailableError: if the kernels cannot run on the tensors' device.
     """
     shape = linear_shape(call, NAME)
@@ -89,7 +71,7 @@ def conv2d(call: Matmul, geometry: Conv2dGeometry, tile: CudaTile | None = None)
         NHWC [B, Ho, Wo, N], or N / 2 channels with ``geglu``, in ``out_dtype`` or int8.
 
     Raises:
-        ConfigError: if there is no such tile.
+        ConfigError: if there is no such tile, or the product or the GPU cannot have it.
         BackendUnavailableError: if the kernels cannot run on the tensors' device.
     """
     shape = conv2d_shape(call, geometry, NAME)
@@ -108,64 +90,47 @@ def accumulate_conv2d(
     return _accumulators(call, conv2d_shape(call, geometry, NAME), geometry, tile)
 
 
-def choose_tile(M: int, N: int, steps: int, processors: int) -> CudaTile:
-    """Return the tile and split that should take the least time; counted, not measured.
-
-    Args:
-        M: rows of the product.
-        N: output channels, before gating.
-        steps: of 64 k, over all taps and segments.
-        processors: multiprocessors of the GPU.
-    """
-
-    def cost(tile: CudaTile) -> float:
-        blocks = -(-M // tile.block_m) * -(-N // tile.block_n) * tile.split_k
-        # a slab is written and read again, and the last block reads all of them
-        fixed = _FIXED_STEPS if tile.split_k == 1 else 2 * _FIXED_STEPS + tile.split_k
-        size = tile.block_m * tile.block_n / _TILE_WORTH[tile.block_m, tile.block_n]
-        return -(-blocks // processors) * size * (-(-steps // tile.split_k) + fixed)
-
-    splits = [split for split in _SPLITS if split == 1 or steps >= _LEAST_STEPS * split]
-    return min((CudaTile(*size, split) for size in _TILE_WORTH for split in splits), key=cost)
+def linear_problem(call: Matmul) -> Problem:
+    """Return what the tile of a checked linear call is chosen by."""
+    return _problem(call, (call.x_q.shape[0], call.w_scale.shape[0]), None)
 
 
-def find_tile(problem: Problem) -> CudaTile:
-    """Return the tile of a product: measured, if there is one for its class, else counted.
-
-    Args:
-        problem: the product; its ``capability`` 0 stands for the emulator.
-
-    Raises:
-        ConfigError: if the GPU's file of tiles is broken, or holds a tile that there is not.
-    """
-    measured = cuda_tiles.find(problem)
-    if measured is None:
-        steps = problem.K // BLOCK_K
-        return choose_tile(problem.M, problem.N, steps, problem.multiprocessors)
-    size = (measured.block_m, measured.block_n)
-    if measured.family != cuda_tiles.SM80 or size not in _TILE_WORTH:
-        path = cuda_tiles.config_file(problem.device)
-        raise ConfigError(
-            f"{path}: {measured}: this version has no such tile; run ptq4adm tune --backend cuda "
-            "--fresh"
-        )
-    return CudaTile(*size, measured.split_k)
+def conv2d_problem(call: Matmul, geometry: Conv2dGeometry) -> Problem:
+    """Return what the tile of a checked convolution call is chosen by."""
+    size = geometry.output_size(*_image(call))
+    return _problem(call, (call.x_q.shape[0], *size, call.w_scale.shape[0]), geometry)
 
 
-def _problem(call: Matmul, params: Any, is_convolution: bool) -> Problem:
-    """What the tile of a product is looked up by."""
+def _problem(call: Matmul, shape: tuple[int, ...], geometry: Conv2dGeometry | None) -> Problem:
     device = call.x_q.device
     is_gpu = device.type == "cuda"  # else the emulator's, on CPU tensors
+    if geometry is not None and geometry.is_pointwise(_image(call)):
+        geometry = None
+    box = None
+    if geometry is not None:
+        reason = cuda_boxes.unfit_reason(geometry, is_aligned=_is_aligned(call))
+        box = None if reason else (shape[1], shape[2])
+    segments = (call.x_q, call.options.x2_q)
     return Problem(
-        kernel=f"w{call.bits}a8_{'conv2d' if is_convolution else 'gemm'}",
-        M=params.M,
-        N=params.N,
-        channels=tuple(blocks * BLOCK_K for blocks in params.blocks if blocks),
+        kernel=f"w{call.bits}a8_{'gemm' if geometry is None else 'conv2d'}",
+        M=math.prod(shape[:-1]),
+        N=shape[-1],
+        channels=tuple(-(-x.shape[-1] // BLOCK_K) * BLOCK_K for x in segments if x is not None),
+        taps=1 if geometry is None else math.prod(geometry.kernel_size),
         is_gated=call.options.geglu,
         is_grouped=call.options.w_mult is not None,
+        box=box,
         capability=capability(device) if is_gpu else 0,
         multiprocessors=multiprocessors(device),
         device=device_name(device) if is_gpu else "interpreter",
+    )
+
+
+def _is_aligned(call: Matmul) -> bool:
+    """Whether every row of activations begins at a multiple of 16 bytes."""
+    segments = [x for x in (call.x_q, call.options.x2_q) if x is not None]
+    return all(
+        x.shape[-1] % _CHUNK_BYTES == 0 and x.data_ptr() % _CHUNK_BYTES == 0 for x in segments
     )
 
 
@@ -219,6 +184,7 @@ class _Arguments:
     def __init__(self, params: Any) -> None:
         self.params = params
         self.tensors: dict[str, Tensor] = {}
+        self.box: tuple[int, int, int] | None = None  # of family sm90a
 
     def address(self, name: str, tensor: Tensor | None) -> int:
         """Return the address of a tensor made contiguous, 0 for None, and keep it alive."""
@@ -247,12 +213,40 @@ def _run(
     params = arguments.params
     steps = params.blocks[0] + params.blocks[1]
     if tile is None:
-        tile = find_tile(_problem(call, params, is_convolution))
+        problem = _problem(call, shape, geometry)
+        tile = find_tile(problem)
+        if tile.family != SM80 and not params.is_x_aligned:
+            tile = counted_tile(problem)
     elif not 1 <= tile.split_k <= steps:
         raise ConfigError(f"split_k = {tile.split_k}: there are {steps} steps of 64 k")
-    _put_split(arguments, tile, call.x_q.device)
+    row_tiles = -(-params.M // tile.block_m)
+    if tile.family != SM80:
+        _check_family(tile, call.x_q.device, geometry if is_convolution else None, params)
+        arguments.box = (tile.block_m, 1, 1)
+        if is_convolution:
+            extent = (shape[2], shape[1], params.M // (shape[1] * shape[2]))
+            arguments.box = cuda_boxes.cut_box(extent, tile.block_m)
+            row_tiles = cuda_boxes.box_count(extent, arguments.box)
+    _put_split(arguments, tile, row_tiles, call.x_q.device)
     _put_epilogue(arguments, call, outs, compiled)
     _launch(compiled, arguments, call.bits, is_convolution, tile, call.x_q.device)
+
+
+def _check_family(
+    tile: CudaTile, device: torch.device, geometry: Conv2dGeometry | None, params: Any
+) -> None:
+    reason: str | None = f"there are {SM80!r} and {SM90A!r}"
+    if tile.family == SM90A:
+        reason = cuda_backend.sm90a_reason(_index(device)) or cuda_boxes.unfit_reason(
+            geometry, is_aligned=params.is_x_aligned
+        )
+    if reason is not None:
+        raise ConfigError(f"family {tile.family!r}: {reason}; tiles of {SM80!r} take every product")
+
+
+def _index(device: torch.device) -> int:
+    """Number of a GPU."""
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def _launch(
@@ -263,11 +257,12 @@ def _launch(
     tile: CudaTile,
     device: torch.device,
 ) -> None:
-    index = torch.cuda.current_device() if device.index is None else device.index
-    stream = torch.cuda.current_stream(device).cuda_stream
-    compiled.matmul(
-        arguments.params, bits, is_convolution, tile.block_m, tile.block_n, index, stream
-    )
+    index, stream = _index(device), torch.cuda.current_stream(device).cuda_stream
+    rest = (bits, is_convolution, tile.block_m, tile.block_n, index, stream)
+    if arguments.box is None:
+        compiled.matmul(arguments.params, *rest)
+    else:
+        compiled.matmul_sm90a(arguments.params, arguments.box, *rest)
 
 
 def _put_operands(
@@ -308,10 +303,10 @@ def _put_operands(
         )
 
 
-def _put_split(arguments: _Arguments, tile: CudaTile, device: torch.device) -> None:
+def _put_split(arguments: _Arguments, tile: CudaTile, row_tiles: int, device: torch.device) -> None:
     params = arguments.params
-    tiles = -(-params.M // tile.block_m) * -(-params.N // tile.block_n)
-    slabs, counters = workspace(device, tile.split_k, tiles, tile.block_m * tile.block_n)
+    count = row_tiles * -(-params.N // tile.block_n)
+    slabs, counters = workspace(device, tile.split_k, count, tile.block_m * tile.block_n)
     params.splits = tile.split_k
     params.first_splits = first_splits(tile.split_k, *params.blocks)
     params.slabs = arguments.address("slabs", slabs)

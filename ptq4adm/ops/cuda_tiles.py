@@ -6,9 +6,12 @@
      "tiles": {"w4a8_conv2d-n320-k2880":
                 {"8192": {"family": "sm80", "block_m": 128, "block_n": 64, "split_k": 1}}}}
 
-Products are of one class if kernel, gating, groups, N and K are the same; a class has a tile for
-each M that was measured. A file that cannot be read in full is an error that names it, whatever
-product asked: the next best tile in its place would be a slower product that nobody notices.
+Products are of one class if kernel, gating, groups, N and K are the same; convolutions whose
+activations can come as boxes (``cuda_boxes.py``) are a class of their own, ``-boxes``, as the
+others cannot have the tiles of ``sm90a``. A class has a tile for each M that was measured.
+
+A file that cannot be read in full is an error that names it, whatever product asked: the next best
+tile in its place would be a slower product that nobody notices.
 """
 
 from __future__ import annotations
@@ -19,28 +22,32 @@ import re
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ptq4adm.errors import ConfigError
 from ptq4adm.kernels import tuning
 from ptq4adm.kernels.tuning import BLOCK_K, Problem
 
 FORMAT, VERSION = "ptq4adm cuda tiles", 1
-SM80 = "sm80"  # the family that runs on every GPU
-FAMILIES = (SM80, "sm90a")
-_CLASS = re.compile(r"w[48]a8_(gemm|conv2d)(-geglu)?(-grouped)?-n[1-9]\d*-k([1-9]\d*)")
+# families of kernels: for every product on every GPU, and for some on compute capability 9.0
+SM80, SM90A = "sm80", "sm90a"
+FAMILIES = (SM80, SM90A)
+_CLASS = re.compile(
+    r"w[48]a8_(?:gemm|conv2d(-boxes)?)(-geglu)?(-grouped)?-n[1-9]\d*-k(?P<K>[1-9]\d*)"
+)
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class MeasuredTile:
-    """A tile as it stands in a file.
+class CudaTile:
+    """How a product is cut into blocks.
 
     Attributes:
         block_m: rows (pixels) of a tile.
         block_n: output channels of a tile.
         split_k: blocks that share the k of one tile.
-        family: whose kernel, one of `FAMILIES`.
+        family: ``sm80``, or ``sm90a`` for compute capability 9.0: warpgroup products, and
+            activations in boxes.
     """
 
     block_m: int
@@ -49,21 +56,12 @@ class MeasuredTile:
     family: str = SM80
 
 
-class _Tile(Protocol):
-    @property
-    def block_m(self) -> int: ...
-
-    @property
-    def block_n(self) -> int: ...
-
-    @property
-    def split_k(self) -> int: ...
-
-
-def measured_tile(tile: _Tile) -> MeasuredTile:
-    """Return a tile of ``cuda_matmul`` as a file holds it."""
-    family = getattr(tile, "family", SM80)
-    return MeasuredTile(tile.block_m, tile.block_n, tile.split_k, family)
+def class_name(problem: Problem) -> str:
+    """Return the name of the products that differ in M and GPU only."""
+    name = tuning.class_name(problem)
+    if problem.box is None:
+        return name
+    return name.replace("conv2d", "conv2d-boxes", 1)
 
 
 def config_file(device: str, folder: Path | None = None) -> Path:
@@ -77,7 +75,7 @@ def config_file(device: str, folder: Path | None = None) -> Path:
 
 
 @cache
-def find(problem: Problem) -> MeasuredTile | None:
+def find(problem: Problem) -> CudaTile | None:
     """Return the measured tile of a product's class for the nearest M; None if there is none.
 
     Raises:
@@ -87,13 +85,13 @@ def find(problem: Problem) -> MeasuredTile | None:
     tiles = load(path, problem.device)
     if not tiles and problem.capability:
         _tell_untuned(problem.device, path)
-    measured = tiles.get(tuning.class_name(problem), {})
+    measured = tiles.get(class_name(problem), {})
     nearest = tuning.nearest_m(measured, problem.M)
     return None if nearest is None else measured[nearest]
 
 
 @cache
-def load(path: Path, device: str) -> dict[str, dict[int, MeasuredTile]]:
+def load(path: Path, device: str) -> dict[str, dict[int, CudaTile]]:
     """Read a GPU's tiles by class and M; none if there is no file.
 
     Args:
@@ -113,7 +111,7 @@ def load(path: Path, device: str) -> dict[str, dict[int, MeasuredTile]]:
         ) from error
 
 
-def save(path: Path, device: str, tiles: dict[str, dict[int, MeasuredTile]]) -> None:
+def save(path: Path, device: str, tiles: dict[str, dict[int, CudaTile]]) -> None:
     """Write a GPU's tiles, atomically; they are looked up anew from then on."""
     entries = {
         name: {str(m): {"family": by_m[m].family} | asdict(by_m[m]) for m in sorted(by_m)}
@@ -146,7 +144,7 @@ def _tell_untuned(device: str, path: Path) -> None:
 # --- the reader: every value is checked, and errors say where it stands -------------------------
 
 
-def _parse(content: Any, device: str) -> dict[str, dict[int, MeasuredTile]]:
+def _parse(content: Any, device: str) -> dict[str, dict[int, CudaTile]]:
     """Return the tiles of a file's content; ValueError says what is wrong."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"not a file of measured tiles: expected the format {FORMAT!r}")
@@ -165,13 +163,13 @@ def _parse(content: Any, device: str) -> dict[str, dict[int, MeasuredTile]]:
     return {name: _parse_class(name, by_m) for name, by_m in tiles.items()}
 
 
-def _parse_class(name: str, by_m: Any) -> dict[int, MeasuredTile]:
+def _parse_class(name: str, by_m: Any) -> dict[int, CudaTile]:
     match = _CLASS.fullmatch(name)
     if match is None:
         raise ValueError(f"product {name!r}: expected such as 'w4a8_conv2d-geglu-n320-k2880'")
     if not isinstance(by_m, dict) or not by_m:
         raise ValueError(f"{name}: expected an object of tiles by M")
-    steps = int(match.group(4)) // BLOCK_K
+    steps = int(match["K"]) // BLOCK_K
     found = {}
     for m, fields in by_m.items():
         if not re.fullmatch(r"[1-9]\d*", m):
@@ -180,7 +178,7 @@ def _parse_class(name: str, by_m: Any) -> dict[int, MeasuredTile]:
     return found
 
 
-def _parse_tile(where: str, fields: Any, steps: int) -> MeasuredTile:
+def _parse_tile(where: str, fields: Any, steps: int) -> CudaTile:
     if not isinstance(fields, dict):
         raise ValueError(f"{where}: expected a tile, got {fields!r}")
     sizes = {"block_m", "block_n", "split_k"}
@@ -197,4 +195,4 @@ def _parse_tile(where: str, fields: Any, steps: int) -> MeasuredTile:
     family = fields.get("family", SM80)
     if family not in FAMILIES:
         raise ValueError(f"{where}: family {family!r}, expected one of {', '.join(FAMILIES)}")
-    return MeasuredTile(**fields)
+    return CudaTile(**fields)

@@ -109,6 +109,17 @@ class HistogramObserver:
         self.minimum[bucket] = min(low, float(self.minimum[bucket]))
         self.maximum[bucket] = max(high, float(self.maximum[bucket]))
 
+    def add(self, record: HistogramRecord) -> None:
+        """Add what another observer of as many buckets saw; exact, and in any order the same."""
+        other = HistogramObserver.from_record(record)
+        for bucket in range(len(self.exponent)):
+            top = max(int(self.exponent[bucket]), int(other.exponent[bucket]))
+            self._grow(bucket, top)
+            other._grow(bucket, top)
+        self.counts += other.counts
+        self.minimum = torch.minimum(self.minimum, other.minimum)
+        self.maximum = torch.maximum(self.maximum, other.maximum)
+
     def record(self) -> HistogramRecord:
         """A copy of what was seen so far."""
         return HistogramRecord(

@@ -26,8 +26,8 @@ from ptq4adm.bench.gpu_unet_report import format_unets
 from ptq4adm.errors import BackendUnavailableError, ConfigError
 from ptq4adm.kernels import launch
 from ptq4adm.kernels.tuning import TileConfig
-from ptq4adm.ops import backend_report, cuda_backend, cuda_matmul, resolve_backend
-from ptq4adm.ops.cuda_matmul import CudaTile
+from ptq4adm.ops import backend_report, cuda_backend, cuda_choice, cuda_matmul, resolve_backend
+from ptq4adm.ops.cuda_tiles import CudaTile
 
 interpreted = pytest.mark.skipif(
     not launch.IS_INTERPRETED, reason="rehearsals run in Triton's interpreter"
@@ -255,7 +255,7 @@ def test_tiles_in_words_and_columns() -> None:
 def test_a_row_says_the_tile_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = tuning_problem(LINEAR, 4, CPU)
     assert isinstance(chosen_tile(problem, "triton"), TileConfig)
-    monkeypatch.setattr(cuda_matmul, "find_tile", lambda _: CudaTile(64, 32, 2))
+    monkeypatch.setattr(cuda_choice, "find_tile", lambda _: CudaTile(64, 32, 2))
     assert chosen_tile(problem, "cuda") == CudaTile(64, 32, 2)
 
 

@@ -23,9 +23,8 @@ from ptq4adm.bench.gpu_tune import TuneJob, format_tune, measure_product, run_tu
 from ptq4adm.errors import BackendUnavailableError, ConfigError
 from ptq4adm.kernels import launch, tuning
 from ptq4adm.kernels.tuning import Problem
-from ptq4adm.ops import cuda_backend, cuda_matmul, cuda_tiles
-from ptq4adm.ops.cuda_matmul import CudaTile
-from ptq4adm.ops.cuda_tiles import MeasuredTile
+from ptq4adm.ops import cuda_backend, cuda_choice, cuda_matmul, cuda_tiles
+from ptq4adm.ops.cuda_tiles import CudaTile
 
 interpreted = pytest.mark.skipif(
     not launch.IS_INTERPRETED, reason="rehearsals run in Triton's interpreter"
@@ -69,7 +68,7 @@ def _tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_tile_and_split_is_a_candidate_the_counted_one_first() -> None:
     problem = Problem("w4a8_conv2d", 128, 640, (640,), 9, multiprocessors=132)
     found = TILE_SETS[CUDA].candidates(problem, None)
-    assert found[0] == cuda_matmul.choose_tile(128, 640, 90, 132)
+    assert found[0] == cuda_choice.choose_tile(128, 640, 90, 132)
     assert set(found) == {CudaTile(*size, split) for size in SIZES for split in SPLITS}
     assert len(found) == len(set(found)) == 32
     few = TILE_SETS[CUDA].candidates(problem, 6)
@@ -121,7 +120,7 @@ def test_what_was_tuned_runs_from_then_on(kind: str, tmp_path: Path) -> None:
     run_tune(job, progress=False)
     path = tmp_path / "cuda-interpreter.json"
     tiles = cuda_tiles.load(path, "interpreter")
-    other = MeasuredTile(128, 64)
+    other = CudaTile(128, 64)
     cuda_tiles.save(
         path, "interpreter", {name: dict.fromkeys(by_m, other) for name, by_m in tiles.items()}
     )
@@ -160,7 +159,7 @@ def test_groups_and_splits_have_their_tiles(tmp_path: Path) -> None:
         TILE_SETS[CUDA].write(product.problem, tiles[1], tmp_path)
         assert TILE_SETS[CUDA].is_measured(product.problem, tmp_path)
     assert cuda_tiles.load(tmp_path / "cuda-interpreter.json", "interpreter") == {
-        "w4a8_conv2d-grouped-n32-k576": {15: MeasuredTile(64, 32, 3)}
+        "w4a8_conv2d-boxes-grouped-n32-k576": {15: CudaTile(64, 32, 3)}
     }
 
 

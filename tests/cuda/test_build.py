@@ -170,6 +170,13 @@ def test_report_that_is_not_understood_is_an_error() -> None:
         cuda_resources.parse_resources(_LOG.replace("bytes stack frame", "B of stack"))
 
 
+def test_remarks_of_ptxas() -> None:
+    serialized = "(C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized"
+    log = f"ptxas info    : {serialized}\nptxas info    : {serialized}\n{_LOG}"
+    assert cuda_resources.parse_remarks(log) == [serialized]
+    assert cuda_resources.parse_remarks(_LOG) == []
+
+
 # --- with a real nvcc ---------------------------------------------------------------------------
 
 
@@ -196,10 +203,33 @@ def test_real_spill_is_found(compiler: Path, tmp_path: Path) -> None:
         "  }\n"
         "#pragma unroll\n  for (int i = 0; i < 128; ++i) p[i * 512 + threadIdx.x] = s[i];\n}\n"
     )
-    (spilled,) = cuda_resources.compile_for(compiler, source, "80", tmp_path)
+    (spilled,), remarks = cuda_resources.compile_for(compiler, source, "80", tmp_path)
+    assert remarks == []
     assert spilled.registers <= 64
     assert spilled.spill_bytes > 0
     assert spilled.is_in_local_memory
+
+
+def test_sums_read_while_they_are_made_are_found(compiler: Path, tmp_path: Path) -> None:
+    """ptxas then waits before the read, which no one asked for: a remark, and correct code."""
+    source = tmp_path / "reads.cu"
+    source.write_text(
+        f'#include "{ROOT}/csrc/cuda/instructions_sm90.h"\n'
+        "using namespace ptq4adm;\n"
+        "__global__ void reads(int32_t* out, const uint32_t* w) {\n"
+        "  int32_t acc[32] = {};\n  uint32_t a[4] = {w[0], w[1], w[2], w[3]};\n"
+        "  wgmma_fence();\n"
+        "  wgmma_s8_64xNx32<64>(acc, a, matrix_descriptor(shared_memory()));\n"
+        "  wgmma_commit();\n"
+        "  out[threadIdx.x] = acc[0];\n"
+        "  wgmma_wait<0>();\n"
+        "  out[threadIdx.x + 128] = acc[1];\n}\n"
+    )
+    (kernel,), remarks = cuda_resources.compile_for(compiler, source, "90a", tmp_path)
+    assert not kernel.is_in_local_memory
+    assert len(remarks) == 1
+    assert remarks[0].startswith("reads.cu, sm_90a: (C75")
+    assert "reads" in remarks[0]
 
 
 def test_compile_error_names_file_and_architecture(compiler: Path, tmp_path: Path) -> None:

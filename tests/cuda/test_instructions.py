@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from cute_layouts import cute_text, layout_of, place_of
 
-CUTE = Path(sys.prefix) / "cutlass/cutlass_library/source/include/cute/atom"
 LANES = range(32)
 EDGES = np.array(
     [
@@ -91,47 +89,19 @@ def _manual_c(lane: int, i: int) -> tuple[int, int]:
     return (group if i < 2 else group + 8), thread_in_group * 2 + (i & 1)
 
 
-def _layout(text: str, name: str) -> tuple[list[int], list[int]]:
-    """Shape and stride of `using NAME = Layout<Shape<...>, Stride<...>>`, flattened."""
-    match = re.search(rf"using {name}\s*=\s*Layout<Shape(.*?)Stride(.*?);", text, re.S)
-    assert match is not None, name
-    shape, stride = ([int(n) for n in re.findall(r"_(\d+)", part)] for part in match.groups())
-    assert len(shape) == len(stride)
-    return shape, stride
-
-
-def _place(layout: tuple[list[int], list[int]], lane: int, i: int) -> int:
-    """Where a (thread, value) layout of 32 threads puts value i of the lane."""
-    place, index = 0, lane + 32 * i
-    for extent, stride in zip(*layout, strict=True):
-        place += index % extent * stride
-        index //= extent
-    assert index == 0
-    return place
-
-
-def _cute(header: str, begin: str) -> str:
-    """Text of a header from the first line that holds `begin`."""
-    path = CUTE / header
-    if not path.is_file():
-        pytest.skip("no CuTe: `make setup` puts constraints-cutlass.txt into .venv/cutlass")
-    text = path.read_text()
-    return text[text.index(begin) :]
-
-
 def _cute_positions() -> list[np.ndarray]:
     """(m, k), (n, k) and (m, n) of the elements of all lanes; CuTe counts down the columns."""
-    traits = _cute("mma_traits_sm80.hpp", "struct MMA_Traits<SM80_16x8x32_S32S8S8S32_TN>")
+    traits = cute_text("atom/mma_traits_sm80.hpp", "struct MMA_Traits<SM80_16x8x32_S32S8S8S32_TN>")
     assert re.search(r"using CLayout = SM80_16x8_Row;", traits.split("};")[0])
-    rows = _cute("mma_traits_sm80.hpp", "using SM80_16x8_Row")
+    rows = cute_text("atom/mma_traits_sm80.hpp", "using SM80_16x8_Row")
     found = []
     for text, name, height, values in (
         (traits, "ALayout", 16, 16),
         (traits, "BLayout", 8, 8),
         (rows, "SM80_16x8_Row", 16, 4),
     ):
-        layout = _layout(text, name)
-        places = [[_place(layout, lane, i) for i in range(values)] for lane in LANES]
+        layout = layout_of(text, name)
+        places = [[place_of(layout, lane, i) for i in range(values)] for lane in LANES]
         found.append(np.stack([np.array(places) % height, np.array(places) // height], axis=-1))
     return found
 
@@ -150,12 +120,12 @@ def test_cute_agrees_with_the_manual_on_the_product() -> None:
 
 
 def test_cute_agrees_on_the_fragments_that_are_loaded(instructions: ModuleType) -> None:
-    text = _cute("copy_traits_sm75.hpp", "struct Copy_Traits<SM75_U32x4_LDSM_N>")
-    layout = _layout(text, "DstLayout")  # (lane, bit of its registers) -> bit
+    text = cute_text("atom/copy_traits_sm75.hpp", "struct Copy_Traits<SM75_U32x4_LDSM_N>")
+    layout = layout_of(text, "DstLayout")  # (lane, bit of its registers) -> bit
     rng = np.random.default_rng(1)
     memory = rng.integers(0, 256, 512, dtype=np.uint8)
     bits = np.unpackbits(memory, bitorder="little")
-    wanted = np.array([[bits[_place(layout, lane, i)] for i in range(128)] for lane in LANES])
+    wanted = np.array([[bits[place_of(layout, lane, i)] for i in range(128)] for lane in LANES])
     got = instructions.load_matrix_x4(memory, 16 * np.arange(32, dtype=np.int32))
     assert np.array_equal(np.packbits(wanted, axis=1, bitorder="little").view(np.uint32), got)
 

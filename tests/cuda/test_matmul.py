@@ -12,24 +12,34 @@ from types import ModuleType
 
 import pytest
 import torch
+from emulated_backend import (
+    BITS,
+    MODES,
+    OUTPUTS,
+    SAME,
+    TERMS,
+    K,
+    M,
+    assert_close_after_gelu,
+    assert_equal,
+    assert_exact,
+    emulate,
+    gated,
+    on_cuda,
+    scaled,
+)
 from operator_cases import CONVOLUTIONS, build_case
-from torch import Tensor
 
 from ptq4adm.errors import ConfigError, ShapeError
-from ptq4adm.ops import cuda_backend, cuda_matmul, reference
-from ptq4adm.ops.arguments import Conv2dGeometry, Matmul
-from ptq4adm.ops.cuda_matmul import CudaTile, choose_tile
-from ptq4adm.ops.prepack import prepack
+from ptq4adm.ops import cuda_matmul, reference
+from ptq4adm.ops.arguments import Conv2dGeometry
+from ptq4adm.ops.cuda_choice import choose_tile
+from ptq4adm.ops.cuda_tiles import CudaTile
 
-MODES = pytest.mark.parametrize(
-    ("bits", "is_grouped"), [(4, False), (4, True), (8, False)], ids=["w4", "w4-groups", "w8"]
-)
-BITS = pytest.mark.parametrize("bits", [4, 8])
 TILES = [(128, 128), (128, 64), (64, 64), (64, 32)]
 SMALL = CudaTile(64, 32)
 SPLIT = CudaTile(64, 32, split_k=3)
 WHOLE_OR_SPLIT = pytest.mark.parametrize("tile", [SMALL, SPLIT], ids=["whole", "split"])
-SAME = Conv2dGeometry((3, 3), padding=(1, 1))
 # linear: rows, K segments, N of each kind: whole tiles, ends everywhere, less than anything
 SIZES = {
     "whole": ((64,), (128,), 32),
@@ -47,58 +57,8 @@ def _emulated(
 ) -> Iterator[ModuleType]:
     """Backend ``cuda`` on the emulator: CPU tensors, every address registered, outputs poisoned."""
     compiled = request.getfixturevalue("matmul_emulated")
-    monkeypatch.setattr(cuda_backend, "module", lambda: compiled)
-    monkeypatch.setattr(cuda_backend, "unavailable_reason", lambda _: None)
-    monkeypatch.setattr(cuda_matmul, "multiprocessors", lambda _: 4)
-
-    def launch(module, arguments, bits, is_convolution, tile, _device) -> None:
-        access = dict.fromkeys(("out0", "out1", "slabs"), module.Access.uninitialized)
-        access["counters"] = module.Access.read_write
-        module.forget_memory()
-        for name, tensor in arguments.tensors.items():
-            size = tensor.numel() * tensor.element_size()
-            kind = access.get(name, module.Access.read)
-            module.register_memory(tensor.data_ptr(), size, kind, name)
-        module.matmul(arguments.params, bits, is_convolution, tile.block_m, tile.block_n, 0, 0)
-        if "counters" in arguments.tensors:
-            assert not bool(arguments.tensors["counters"].any()), "counters are left as found"
-
-    monkeypatch.setattr(cuda_matmul, "_launch", launch)
-    empty = torch.empty
-
-    def poisoned(*args: object, **kwargs: object) -> Tensor:
-        tensor = empty(*args, **kwargs)  # type: ignore[call-overload]
-        return tensor.fill_(float("nan") if tensor.is_floating_point() else -77)
-
-    monkeypatch.setattr(cuda_matmul.torch, "empty", poisoned)
-    yield compiled
-    compiled.run_backward(False)
-    compiled.forget_memory()
-
-
-def _on_cuda(case) -> Matmul:
-    qweight = prepack(case.call.qweight, bits=case.call.bits, layout=case.layout, backend="cuda")
-    return replace(case.call, qweight=qweight)
-
-
-def _assert_exact(case, tile: CudaTile | None) -> None:
-    call = _on_cuda(case)
-    if case.geometry is None:
-        got = cuda_matmul.accumulate_linear(call, tile)
-    else:
-        got = cuda_matmul.accumulate_conv2d(call, case.geometry, tile)
-    for mine, expected in zip(got, case.oracle(), strict=True):
-        assert torch.equal(mine, expected)
-
-
-def _assert_equal(case, tile: CudaTile | None = SMALL) -> None:
-    if case.geometry is None:
-        got, expected = cuda_matmul.linear(_on_cuda(case), tile), reference.linear(case.call)
-    else:
-        got = cuda_matmul.conv2d(_on_cuda(case), case.geometry, tile)
-        expected = reference.conv2d(case.call, case.geometry)
-    assert got.dtype == expected.dtype
-    assert torch.equal(got, expected)
+    with emulate(compiled, monkeypatch):
+        yield compiled
 
 
 # --- accumulators -------------------------------------------------------------------------------
@@ -108,7 +68,7 @@ def _assert_equal(case, tile: CudaTile | None = SMALL) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_linear_equals_the_oracle(size, bits, is_grouped) -> None:
     shape, segments, N = SIZES[size]
-    _assert_exact(build_case(bits, shape, segments, N, is_grouped=is_grouped), SMALL)
+    assert_exact(build_case(bits, shape, segments, N, is_grouped=is_grouped), SMALL)
 
 
 @MODES
@@ -117,7 +77,7 @@ def test_linear_equals_the_oracle(size, bits, is_grouped) -> None:
 def test_every_tile_equals_the_oracle(segments, size, bits, is_grouped) -> None:
     """Two tiles by two, the last of each with a few rows and channels."""
     case = build_case(bits, (size[0] + 3,), segments, size[1] + 5, is_grouped=is_grouped)
-    _assert_exact(case, CudaTile(*size))
+    assert_exact(case, CudaTile(*size))
 
 
 @MODES
@@ -128,7 +88,7 @@ def test_splits_equal_the_oracle(matmul_emulated, splits, is_backward, bits, is_
     matmul_emulated.run_backward(is_backward)
     for segments in ((576,), (320, 200)):
         case = build_case(bits, (5,), segments, 35, is_grouped=is_grouped)
-        _assert_exact(case, CudaTile(64, 32, splits))
+        assert_exact(case, CudaTile(64, 32, splits))
 
 
 @MODES
@@ -136,7 +96,7 @@ def test_splits_equal_the_oracle(matmul_emulated, splits, is_backward, bits, is_
 def test_convolutions_equal_the_oracle(name, bits, is_grouped) -> None:
     shape, channels, geometry = CONVOLUTIONS[name]
     case = build_case(bits, shape, (channels,), 19, geometry, is_grouped=is_grouped)
-    _assert_exact(case, SMALL)
+    assert_exact(case, SMALL)
 
 
 @pytest.mark.parametrize("name", ["3x3", "stride 2", "upsample 2", "upsample odd"])
@@ -144,13 +104,13 @@ def test_convolutions_equal_the_oracle(name, bits, is_grouped) -> None:
 def test_convolutions_of_two_segments(name, splits) -> None:
     shape, channels, geometry = CONVOLUTIONS[name]
     case = build_case(4, shape, (channels, 72), 35, geometry)
-    _assert_exact(case, CudaTile(64, 64, splits))
+    assert_exact(case, CudaTile(64, 64, splits))
 
 
 @pytest.mark.parametrize("size", TILES, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_every_tile_convolves(size) -> None:
     """Tiles that end inside an image and hold several."""
-    _assert_exact(build_case(4, (3, 7, 8), (64,), 37, SAME), CudaTile(*size))
+    assert_exact(build_case(4, (3, 7, 8), (64,), 37, SAME), CudaTile(*size))
 
 
 @BITS
@@ -158,18 +118,18 @@ def test_real_sums_do_not_saturate(bits) -> None:
     """The longest K of TANGO, 9 x 2560, of extremes."""
     w_value = -8 if bits == 4 else -127
     case = build_case(bits, (1, 1, 2), (2560,), 17, SAME, w_value=w_value, x_value=-128)
-    _assert_exact(case, CudaTile(64, 32, 4))
+    assert_exact(case, CudaTile(64, 32, 4))
 
 
 def test_largest_groups_do_not_carry() -> None:
     for w_value in (-8, 7):
         case = build_case(4, (3,), (128,), 17, is_grouped=True, w_value=w_value, x_value=-128)
-        _assert_exact(case, SMALL)
+        assert_exact(case, SMALL)
 
 
 def test_operands_need_not_be_contiguous_or_aligned() -> None:
     case = build_case(4, (5,), (64,), 20)
-    call = _on_cuda(case)
+    call = on_cuda(case)
     for wide in (torch.zeros(5, 128, dtype=torch.int8), torch.zeros(5 * 64 + 1, dtype=torch.int8)):
         view = wide[:, ::2] if wide.dim() == 2 else wide[1:].view(5, 64)
         view.copy_(call.x_q)
@@ -179,35 +139,7 @@ def test_operands_need_not_be_contiguous_or_aligned() -> None:
 
 # --- results ------------------------------------------------------------------------------------
 
-M, K = 22, 200
 N = {"odd": 37, "fours": 36}
-TERMS = {
-    "scales": lambda _: {},
-    "bias": lambda n: {"bias": torch.randn(n)},
-    "bias fp16": lambda n: {"bias": torch.randn(n).half()},
-    "temb": lambda n: {"temb": torch.randn(2, n)},
-    "temb, one a row": lambda n: {"temb": torch.randn(M, n).bfloat16()},
-    "residual": lambda n: {"residual": torch.randn(M, n)},
-    "residual fp16": lambda n: {"residual": torch.randn(M, n).half()},
-    "all": lambda n: {
-        "bias": torch.randn(n),
-        "temb": torch.randn(11, n).half(),
-        "residual": torch.randn(M, n).bfloat16(),
-    },
-}
-OUTPUTS = {
-    "float16": {"out_dtype": torch.float16},
-    "bfloat16": {"out_dtype": torch.bfloat16},
-    "int8": {"out_scale": torch.tensor(0.37)},
-    "int8, clamped": {"out_scale": torch.tensor(0.001)},
-}
-
-
-def _scaled(case, x_scale: Tensor | None = None, **options: object):
-    """A case with scales that leave no product exact, and options."""
-    x_scale = torch.tensor(0.0123) if x_scale is None else x_scale
-    channels = len(case.call.w_scale)
-    return case.with_scales(x_scale, torch.rand(channels) + 0.5).with_options(**options)
 
 
 @WHOLE_OR_SPLIT
@@ -215,7 +147,7 @@ def _scaled(case, x_scale: Tensor | None = None, **options: object):
 @pytest.mark.parametrize("name", TERMS)
 def test_terms(name, width, tile) -> None:
     n = N[width]
-    _assert_equal(_scaled(build_case(4, (M,), (K,), n), **TERMS[name](n)), tile)
+    assert_equal(scaled(build_case(4, (M,), (K,), n), **TERMS[name](n)), tile)
 
 
 @MODES
@@ -224,7 +156,7 @@ def test_terms(name, width, tile) -> None:
 def test_outputs(name, width, bits, is_grouped) -> None:
     n = N[width]
     case = build_case(bits, (M,), (K,), n, is_grouped=is_grouped)
-    _assert_equal(_scaled(case, **TERMS["all"](n), **OUTPUTS[name]))
+    assert_equal(scaled(case, **TERMS["all"](n), **OUTPUTS[name]), SMALL)
 
 
 @WHOLE_OR_SPLIT
@@ -232,31 +164,31 @@ def test_outputs(name, width, bits, is_grouped) -> None:
 def test_two_segments_have_their_own_scales(form, tile) -> None:
     size = {"one": 1, "row": M, "table": 10}[form]
     step = torch.tensor([7]) if form == "table" else None
-    case = _scaled(
+    case = scaled(
         build_case(4, (M,), (K, 130), 36),
         torch.rand(size),
         x2_scale=torch.rand(size),
         step=step,
     )
-    _assert_equal(case.with_options(**TERMS["all"](36)), tile)
+    assert_equal(case.with_options(**TERMS["all"](36)), tile)
 
 
 @BITS
 def test_a_scale_for_every_row(bits) -> None:
-    _assert_equal(_scaled(build_case(bits, (70,), (K,), 37), torch.rand(70)))
+    assert_equal(scaled(build_case(bits, (70,), (K,), 37), torch.rand(70)), SMALL)
 
 
 @pytest.mark.parametrize("index", [0, 9])
 def test_a_row_of_every_table(index) -> None:
     step = torch.tensor(index)
-    case = _scaled(build_case(4, (M,), (K,), 36), torch.rand(10), step=step)
-    _assert_equal(case.with_options(out_scale=torch.rand(10) + 0.1))
+    case = scaled(build_case(4, (M,), (K,), 36), torch.rand(10), step=step)
+    assert_equal(case.with_options(out_scale=torch.rand(10) + 0.1), SMALL)
 
 
 @pytest.mark.parametrize("index", [-1, 10, 2**40])
 def test_a_step_outside_the_table_shows_as_nan(index) -> None:
-    case = _scaled(build_case(4, (M,), (K,), 36), torch.rand(10), step=torch.tensor([index]))
-    assert bool(cuda_matmul.linear(_on_cuda(case), SMALL).isnan().all())
+    case = scaled(build_case(4, (M,), (K,), 36), torch.rand(10), step=torch.tensor([index]))
+    assert bool(cuda_matmul.linear(on_cuda(case), SMALL).isnan().all())
 
 
 def test_minus_zero_is_kept() -> None:
@@ -264,7 +196,7 @@ def test_minus_zero_is_kept() -> None:
     case = case.with_scales(torch.tensor(1.0), -torch.ones(36))
     case = case.with_options(temb=torch.full((2, 36), -0.0))
     assert bool(torch.signbit(reference.linear(case.call)).all())
-    assert bool(torch.signbit(cuda_matmul.linear(_on_cuda(case), SMALL)).all())
+    assert bool(torch.signbit(cuda_matmul.linear(on_cuda(case), SMALL)).all())
 
 
 @pytest.mark.parametrize("out", ["float32", "float16", "int8"])
@@ -272,32 +204,13 @@ def test_minus_zero_is_kept() -> None:
 @pytest.mark.parametrize("channels", [64, 96, 38], ids=lambda n: f"N{n}")
 def test_gated_result_equals_the_reference(channels, tile, out) -> None:
     """38 channels do not split into whole units: gated outside of the kernel."""
-    case = build_case(4, (9,), (K,), channels)
-    case = case.with_scales(torch.tensor(1e-3), torch.rand(channels) + 0.5)
-    case = case.with_options(
-        geglu=True, bias=torch.randn(channels), residual=torch.randn(9, channels).half()
-    )
-    if out == "int8":
-        case = case.with_options(out_scale=torch.tensor(0.02))
-    else:
-        case = case.with_options(out_dtype=getattr(torch, out))
-    got, expected = cuda_matmul.linear(_on_cuda(case), tile), reference.linear(case.call)
-    assert got.shape == expected.shape == (9, channels // 2)
-    assert got.dtype == expected.dtype
-    if out == "int8":
-        steps = (got.int() - expected.int()).abs()
-        assert int(steps.max()) <= 1
-        assert int(steps.sum()) <= max(1, steps.numel() // 1000)
-    else:
-        error = float((got.float() - expected.float()).abs().max())
-        tolerance = 2e-6 if out == "float32" else 1e-3  # of float16, one rounding the other way
-        assert error <= tolerance * float(expected.float().abs().max())
+    assert_close_after_gelu(gated(channels, out, K), tile)
 
 
 @BITS
 @pytest.mark.parametrize("out", ["float32", "bfloat16", "int8"])
 def test_convolution_epilogue_follows_pixels_and_samples(out, bits) -> None:
-    case = _scaled(
+    case = scaled(
         build_case(bits, (3, 5, 8), (64, 24), 36, SAME),
         torch.rand(10) * 0.01,
         x2_scale=torch.rand(10) * 0.01,
@@ -307,24 +220,24 @@ def test_convolution_epilogue_follows_pixels_and_samples(out, bits) -> None:
         residual=torch.randn(3, 5, 8, 36).bfloat16(),
     )
     change = {"out_scale": torch.rand(10)} if out == "int8" else {"out_dtype": getattr(torch, out)}
-    _assert_equal(case.with_options(**change), CudaTile(64, 32, 2))
+    assert_equal(case.with_options(**change), CudaTile(64, 32, 2))
 
 
 @BITS
 def test_pointwise_convolution_is_a_product_of_its_pixels(bits) -> None:
     """The shortcut of an up block: two segments with scales of their own."""
-    case = _scaled(
+    case = scaled(
         build_case(bits, (2, 3, 5), (72, 40), 37, Conv2dGeometry((1, 1))),
         x2_scale=torch.tensor(0.7),
         residual=torch.randn(2, 3, 5, 37),
     )
-    _assert_equal(case)
+    assert_equal(case, SMALL)
 
 
 def test_no_rows_give_no_rows() -> None:
-    linear = _on_cuda(build_case(4, (0,), (70,), 20))
+    linear = on_cuda(build_case(4, (0,), (70,), 20))
     assert cuda_matmul.linear(linear).shape == (0, 20)
-    image = _on_cuda(build_case(4, (0, 3, 3), (70,), 20, SAME))
+    image = on_cuda(build_case(4, (0, 3, 3), (70,), 20, SAME))
     assert cuda_matmul.conv2d(image, SAME).shape == (0, 3, 3, 20)
 
 
@@ -339,7 +252,7 @@ def test_tiles_fit_into_every_gpu(matmul_emulated: ModuleType) -> None:
 
 
 def test_chosen_tile_runs_and_fills_the_gpu() -> None:
-    _assert_exact(build_case(4, (70,), (600,), 40), None)
+    assert_exact(build_case(4, (70,), (600,), 40), None)
     assert choose_tile(8192, 1280, 20, 108) == CudaTile(128, 128)
     few_rows = choose_tile(128, 1280, 180, 108)
     blocks = -(-128 // few_rows.block_m) * -(-1280 // few_rows.block_n) * few_rows.split_k
@@ -348,7 +261,7 @@ def test_chosen_tile_runs_and_fills_the_gpu() -> None:
 
 
 def test_illegal_tiles_are_refused() -> None:
-    call = _on_cuda(build_case(4, (5,), (64,), 20))
+    call = on_cuda(build_case(4, (5,), (64,), 20))
     with pytest.raises(ConfigError, match="split_k = 2: there are 1 steps of 64 k"):
         cuda_matmul.linear(call, CudaTile(64, 32, 2))
     with pytest.raises(ValueError, match="no kernel has a tile of this size"):

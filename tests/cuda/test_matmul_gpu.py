@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from emulated_backend import BOX_CONVOLUTIONS, MODES, SAME, SM90A_TILES, sm90a_tile
 from operator_cases import CONVOLUTIONS, build_case, call_on
 
 from ptq4adm.ops import cuda_backend, cuda_matmul, reference
-from ptq4adm.ops.arguments import Conv2dGeometry, Matmul
-from ptq4adm.ops.cuda_matmul import CudaTile
+from ptq4adm.ops.arguments import Matmul
+from ptq4adm.ops.cuda_tiles import CudaTile
 from ptq4adm.ops.prepack import prepack
 
 pytestmark = [
@@ -19,20 +20,26 @@ pytestmark = [
 ]
 
 
-MODES = pytest.mark.parametrize(
-    ("bits", "is_grouped"), [(4, False), (4, True), (8, False)], ids=["w4", "w4-groups", "w8"]
-)
 TILES = pytest.mark.parametrize(
     "tile",
     [None, CudaTile(128, 128), CudaTile(128, 64), CudaTile(64, 64, 2), CudaTile(64, 32, 3)],
     ids=str,
 )
-SAME = Conv2dGeometry((3, 3), padding=(1, 1))
+TILES_SM90A = pytest.mark.parametrize(
+    "tile", [sm90a_tile(*size, split) for split in (1, 2) for size in SM90A_TILES], ids=str
+)
 
 
 @pytest.fixture(autouse=True)
 def _available() -> None:
     reason = cuda_backend.unavailable_reason("cuda")
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def _sm90a() -> None:
+    reason = cuda_backend.sm90a_reason(torch.cuda.current_device())
     if reason is not None:
         pytest.skip(reason)
 
@@ -67,6 +74,34 @@ def test_conv2d_equals_the_oracle(bits, is_grouped, name) -> None:
     assert torch.equal(got[0].cpu(), case.oracle()[0])
 
 
+@MODES
+@TILES_SM90A
+@pytest.mark.parametrize(
+    "size", [(67, (336,), 37), (300, (1088,), 320), (66, (336, 256), 35)], ids=str
+)
+@pytest.mark.usefixtures("_sm90a")
+def test_linear_of_sm90a_equals_the_oracle(bits, is_grouped, tile, size) -> None:
+    test_linear_equals_the_oracle(bits, is_grouped, tile, size)
+
+
+@TILES_SM90A
+@pytest.mark.parametrize("name", BOX_CONVOLUTIONS)
+@pytest.mark.usefixtures("_sm90a")
+def test_conv2d_of_sm90a_equals_the_oracle(tile, name) -> None:
+    shape, segments, geometry = BOX_CONVOLUTIONS[name]
+    case = build_case(4, shape, segments, 83, geometry)
+    got = cuda_matmul.accumulate_conv2d(_on_gpu(case), geometry, tile)
+    for mine, expected in zip(got, case.oracle(), strict=True):
+        assert torch.equal(mine.cpu(), expected)
+
+
+@TILES_SM90A
+@pytest.mark.parametrize("out", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.usefixtures("_sm90a")
+def test_epilogue_of_sm90a_equals_the_reference(tile, out) -> None:
+    test_epilogue_equals_the_reference(tile, out)
+
+
 @TILES
 @pytest.mark.parametrize("out", ["float32", "float16", "bfloat16", "int8"])
 def test_epilogue_equals_the_reference(tile, out) -> None:
@@ -88,9 +123,18 @@ def test_epilogue_equals_the_reference(tile, out) -> None:
 
 def test_a_captured_step_is_replayed_with_another_scale() -> None:
     """Split K in a CUDA graph: counters of its own, the table's row read at every replay."""
+    _check_captured_step(CudaTile(64, 32, 4))
+
+
+@pytest.mark.usefixtures("_sm90a")
+def test_a_captured_step_keeps_its_tensor_maps() -> None:
+    _check_captured_step(sm90a_tile(64, 64, 4))
+
+
+def _check_captured_step(tile: CudaTile) -> None:
     case = build_case(4, (64,), (1280,), 64)
     case = case.with_scales(torch.rand(10), torch.rand(64)).with_options(step=torch.tensor([0]))
-    call, tile = _on_gpu(case), CudaTile(64, 32, 4)
+    call = _on_gpu(case)
     cuda_matmul.linear(call, tile)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -41,11 +41,11 @@ def test_results_meet_no_bank_conflict(maps: ModuleType, columns) -> None:
     for row in range(0, 64, 8):
         for column in range(0, columns, 8):  # a fragment's pairs
             lanes = [(row + lane // 4, column + lane % 4 * 2) for lane in range(32)]
-            assert _conflicts([maps.stage_offset(*at, columns) for at in lanes], 8) == 1
+            assert _conflicts([maps.stage_offset(*at, columns, 0) for at in lanes], 8) == 1
     for first in range(0, 64 * columns // 4, 32):  # fours of a row
         places = [divmod(4 * i, columns) for i in range(first, first + 32)]
-        assert _conflicts([maps.stage_offset(*at, columns) for at in places], 16) == 1
-    everywhere = {maps.stage_offset(r, c, columns) for r in range(64) for c in range(columns)}
+        assert _conflicts([maps.stage_offset(*at, columns, 0) for at in places], 16) == 1
+    everywhere = {maps.stage_offset(r, c, columns, 0) for r in range(64) for c in range(columns)}
     assert everywhere == set(range(0, 64 * columns * 4, 4))
 
 

@@ -12,6 +12,8 @@ import pytest
 CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
 ARCHITECTURES = ("80", "89", "90a")
 
+PARAMETERS = "char* p, const char* q, float x, float y, int* out"
+
 # kernel of one call: what it does with (char* p, const char* q, float x, float y, int* out), and
 # the instruction, or several, that its PTX must hold
 CALLS = {
@@ -87,6 +89,86 @@ CALLS = {
 }
 
 
+COPY = r"cp\.async\.bulk\.tensor\.{}d\.shared::cluster\.global\.tile\.mbarrier::complete_tx::bytes"
+# the same with (..., TensorMap map, Barrier* b, uint64_t d), for sm_90a alone
+CALLS_SM90 = {
+    "barrier_init": (
+        "barrier_init(b, 3);",
+        [r"mbarrier\.init\.shared::cta\.b64 \[%r\d+\], %r\d+;"],
+    ),
+    "barrier_init_fence": (
+        "barrier_init_fence();",
+        [r"fence\.mbarrier_init\.release\.cluster;", r"fence\.proxy\.async\.shared::cta;"],
+    ),
+    "barrier_arrive": (
+        "barrier_arrive(b);",
+        [r"mbarrier\.arrive\.release\.cta\.shared::cta\.b64 _, \[%r\d+\];"],
+    ),
+    "barrier_arrive_expect": (
+        "barrier_arrive_expect(b, *out);",
+        [r"mbarrier\.arrive\.expect_tx\.release\.cta\.shared::cta\.b64 _, \[%r\d+\], %r\d+;"],
+    ),
+    "barrier_wait": (
+        "barrier_wait(b, *out);",
+        [
+            r"mbarrier\.try_wait\.parity\.acquire\.cta\.shared::cta\.b64 p, \[%r\d+\], %r\d+;",
+            r"@%p\d+ bra",
+        ],
+    ),
+    "warpgroup_barrier": (
+        "warpgroup_barrier(1, 128);",
+        [r"mov\.[bu]32\s+(%r\d+), 1;[\s\S]*mov\.[bu]32\s+(%r\d+), 128;[\s\S]*bar\.sync \1, \2;"],
+    ),
+    "async_proxy_fence": ("async_proxy_fence();", [r"fence\.proxy\.async\.shared::cta;"]),
+    "prefetch_tensor_map": ("prefetch_tensor_map(&map);", [r"prefetch\.tensormap \[%rd\d+\];"]),
+    "copy_box_2d": (
+        "copy_box_2d(shared_memory(), &map, out[0], out[1], b);",
+        [COPY.format(2) + r" \[%r\d+\], \[%rd\d+, \{(%r\d+(, )?){2}\}\], \[%r\d+\];"],
+    ),
+    "copy_box_4d": (
+        "copy_box_4d(shared_memory(), &map, out[0], out[1], out[2], out[3], b);",
+        [COPY.format(4) + r" \[%r\d+\], \[%rd\d+, \{(%r\d+(, )?){4}\}\], \[%r\d+\];"],
+    ),
+    "wgmma_fence": ("wgmma_fence();", [r"wgmma\.fence\.sync\.aligned;"]),
+    "wgmma_commit": ("wgmma_commit();", [r"wgmma\.commit_group\.sync\.aligned;"]),
+    "wgmma_wait": (
+        "wgmma_wait<0>(); wgmma_wait<7>();",
+        [r"wgmma\.wait_group\.sync\.aligned 0;", r"wgmma\.wait_group\.sync\.aligned 7;"],
+    ),
+    **{
+        f"wgmma_s8_64xNx32_{columns}": (
+            f"int32_t acc[{columns // 2}]; uint32_t a[4] = {{1, 2, 3, 4}};"
+            f"for (int i = 0; i < {columns // 2}; ++i) acc[i] = out[i];"
+            f"wgmma_fence(); wgmma_s8_64xNx32<{columns}>(acc, a, d); wgmma_commit();"
+            f"wgmma_wait<0>(); for (int i = 0; i < {columns // 2}; ++i) out[i] = acc[i];",
+            [
+                rf"wgmma\.mma_async\.sync\.aligned\.m64n{columns}k32\.s32\.s8\.s8 "
+                rf"\{{(%r\d+(, )?){{{columns // 2}}}\}}, \{{(%r\d+(, )?){{4}}\}}, %rd\d+, p;"
+            ],
+        )
+        for columns in (32, 64, 96, 128, 192, 256)
+    },
+    "registers_increase": (
+        "registers_increase<232>();",
+        [r"setmaxnreg\.inc\.sync\.aligned\.u32 232;"],
+    ),
+    "registers_decrease": (
+        "registers_decrease<40>();",
+        [r"setmaxnreg\.dec\.sync\.aligned\.u32 40;"],
+    ),
+    # bits 0-13: address / 16; 1 << 16 | 32 << 32 | 2 << 62, as an unsigned or a signed number
+    "matrix_descriptor": (
+        "*reinterpret_cast<uint64_t*>(out) = matrix_descriptor(b);",
+        [
+            r"and\.b32\s+%r\d+, %r\d+, 262128;",
+            r"shr\.u(32|64)\s.* 4;",
+            r"-9223371899415756800|9223372174293794816",
+        ],
+    ),
+    "shared_address": ("*out = shared_address(b);", [r"cvta\.to\.shared\.u64", r"cvt\.u32\.u64"]),
+}
+
+
 def _nvcc(source: Path, output: Path, *flags: str) -> str:
     """Compile; returns what the compiler said, which an error is part of."""
     nvcc = shutil.which("nvcc")
@@ -102,28 +184,38 @@ def _nvcc(source: Path, output: Path, *flags: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
-def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """PTX of every call's kernel for one architecture, after it was assembled as well.
-
-    Compiled with the flag that lets a compiler round and flush as it likes.
-    """
-    folder = tmp_path_factory.mktemp("ptx")
+def _ptx_of(folder: Path, header: str, parameters: str, calls: dict, *flags: str) -> dict[str, str]:
+    """PTX of every call's kernel, after it was assembled as well."""
     source = folder / "calls.cu"
-    signature = "(char* p, const char* q, float x, float y, int* out)"
     source.write_text(
-        '#include "instructions.h"\nusing namespace ptq4adm;\n'
+        f'#include "{header}"\nusing namespace ptq4adm;\n'
         + "\n".join(
-            f'extern "C" __global__ void call_{name}{signature} {{ {body} }}'
-            for name, (body, _) in CALLS.items()
+            f'extern "C" __global__ void call_{name}({parameters}) {{ {body} }}'
+            for name, (body, _) in calls.items()
         )
     )
-    architecture = f"-arch=sm_{request.param}"
-    flags = ("--use_fast_math", "--keep", f"--keep-dir={folder}", "-cubin")
-    said = _nvcc(source, folder / "calls.cubin", architecture, *flags)
+    said = _nvcc(source, folder / "calls.cubin", *flags, "--keep", f"--keep-dir={folder}", "-cubin")
     assert "warning" not in said.lower(), said
     parts = re.split(r"\.visible \.entry call_(\w+)\(", (folder / "calls.ptx").read_text())
     return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """By call, for one architecture.
+
+    Compiled with the flag that lets a compiler round and flush as it likes.
+    """
+    flags = (f"-arch=sm_{request.param}", "--use_fast_math")
+    folder = tmp_path_factory.mktemp("ptx")
+    return _ptx_of(folder, "instructions.h", PARAMETERS, CALLS, *flags)
+
+
+@pytest.fixture(scope="module")
+def kernels_sm90(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    parameters = f"{PARAMETERS}, const __grid_constant__ TensorMap map, Barrier* b, uint64_t d"
+    folder = tmp_path_factory.mktemp("ptx_sm90")
+    return _ptx_of(folder, "instructions_sm90.h", parameters, CALLS_SM90, "-arch=sm_90a")
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -132,20 +224,39 @@ def test_function_is_its_instruction(kernels: dict[str, str], name: str) -> None
         assert re.search(instruction, kernels[name]), kernels[name]
 
 
+@pytest.mark.parametrize("name", CALLS_SM90)
+def test_function_of_sm90_is_its_instruction(kernels_sm90: dict[str, str], name: str) -> None:
+    for instruction in CALLS_SM90[name][1]:
+        assert re.search(instruction, kernels_sm90[name]), kernels_sm90[name]
+
+
+@pytest.mark.parametrize("columns", [32, 64, 96, 128, 192, 256])
+def test_sums_of_a_product_are_in_order(kernels_sm90: dict[str, str], columns: int) -> None:
+    """Register i of the instruction is what is loaded from out[i], and stored there."""
+    ptx = kernels_sm90[f"wgmma_s8_64xNx32_{columns}"]
+    sums = re.findall(r"%r\d+", re.search(r"k32\.s32\.s8\.s8 \{(.*?)\}", ptx).group(1))
+    stored = dict(re.findall(r"st\.global\.[bu]32\s+\[%rd\d+(?:\+(\d+))?\], (%r\d+);", ptx))
+    assert [stored["" if i == 0 else str(4 * i)] for i in range(columns // 2)] == sums
+
+
 @pytest.mark.parametrize("name", ["add_rn", "multiply_rn", "divide_rn", "half_from_float"])
 def test_fast_math_flushes_nothing(kernels: dict[str, str], name: str) -> None:
     assert ".ftz" not in kernels[name]
     assert "fma" not in kernels[name]
 
 
-def test_every_function_is_called() -> None:
-    """The list above holds all that the emulated side offers."""
-    text = (CUDA / "instructions_emulated.h").read_text()
+@pytest.mark.parametrize(
+    ("header", "calls"),
+    [("instructions_emulated.h", CALLS), ("instructions_sm90_emulated.h", CALLS_SM90)],
+)
+def test_every_function_is_called(header: str, calls: dict[str, tuple[str, list[str]]]) -> None:
+    """The lists above hold all that the emulated side offers."""
     offered = set()
     is_inner = False
-    for line in text.splitlines():
+    for line in (CUDA / header).read_text().splitlines():
         is_inner = line == "namespace emulator {" or (is_inner and not line.startswith("}  // "))
         found = re.match(r"(?:inline )?[\w:]+\*? (\w+)\(", line)
         if found and not is_inner:
             offered.add(found.group(1))
-    assert offered == set(CALLS)
+    names = {re.sub(r"_\d+$", "", name) if "xN" in name else name for name in calls}
+    assert offered == names - {"matrix_descriptor"}  # the same on both sides: instructions_sm90.h

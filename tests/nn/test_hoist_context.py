@@ -242,7 +242,7 @@ def test_fused_blocks_use_what_was_kept_of_static_layers() -> None:
 
 
 def test_steps_on_a_device_are_known_by_their_place() -> None:
-    run = _Run(torch.arange(4.0), None, None, torch.float32)
+    run = _Run(torch.arange(4.0), None, {}, torch.float32)
     numbers = torch.empty(8, device="meta")
     run.timesteps, run.version = numbers[1::2], numbers._version
     assert [run._row(step) for step in run.timesteps] == [0, 1, 2, 3]

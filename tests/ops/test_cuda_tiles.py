@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +16,10 @@ import torch
 from ptq4adm.errors import ConfigError
 from ptq4adm.kernels import tuning
 from ptq4adm.kernels.tuning import Problem
-from ptq4adm.ops import cuda_matmul, cuda_tiles
+from ptq4adm.ops import cuda_backend, cuda_matmul, cuda_tiles
 from ptq4adm.ops.arguments import Conv2dGeometry, Matmul, MatmulOptions
-from ptq4adm.ops.cuda_matmul import CudaTile, choose_tile, find_tile
-from ptq4adm.ops.cuda_tiles import MeasuredTile
+from ptq4adm.ops.cuda_choice import choose_tile, find_tile
+from ptq4adm.ops.cuda_tiles import CudaTile
 
 GPU = "some_gpu"
 PROBLEM = Problem("w4a8_conv2d", 8192, 320, (320,), 9, multiprocessors=132, device=GPU)
@@ -29,6 +30,10 @@ TILE = {"family": "sm80", "block_m": 64, "block_n": 32, "split_k": 3}
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(tuning, "CONFIGS", tmp_path)
+    sizes = [(128, 128), (128, 64), (64, 64), (64, 32)]
+    infos = [SimpleNamespace(block_m=m, block_n=n) for m, n in sizes]
+    module = SimpleNamespace(matmul_tiles=lambda: infos, matmul_sm90a_tiles=list)
+    monkeypatch.setattr(cuda_backend, "module", lambda: module)
     cuda_tiles.forget()
     yield
     cuda_tiles.forget()
@@ -48,8 +53,8 @@ def write(folder: Path, data: object) -> Path:
 
 def test_what_is_saved_is_read(tmp_path: Path) -> None:
     tiles = {
-        CLASS: {8192: MeasuredTile(128, 64), 128: MeasuredTile(64, 32, 8, "sm90a")},
-        "w8a8_gemm-geglu-n64-k128": {7: MeasuredTile(64, 64, 2)},
+        CLASS: {8192: CudaTile(128, 64), 128: CudaTile(64, 32, 8, "sm90a")},
+        "w8a8_gemm-geglu-n64-k128": {7: CudaTile(64, 64, 2)},
     }
     path = cuda_tiles.config_file(GPU)
     assert path == tmp_path / "cuda-some_gpu.json"
@@ -67,7 +72,7 @@ def test_what_is_saved_is_read(tmp_path: Path) -> None:
 def test_a_tile_without_a_family_is_of_the_one_that_runs_everywhere(tmp_path: Path) -> None:
     fields = {name: value for name, value in TILE.items() if name != "family"}
     write(tmp_path, content(tiles={CLASS: {"8192": fields}}))
-    assert cuda_tiles.find(PROBLEM) == MeasuredTile(64, 32, 3, "sm80")
+    assert cuda_tiles.find(PROBLEM) == CudaTile(64, 32, 3, "sm80")
 
 
 BROKEN = {
@@ -142,7 +147,7 @@ def test_other_products_have_the_counted_tile(change: dict[str, Any], tmp_path: 
 @pytest.mark.parametrize("change", [{"family": "sm90a"}, {"block_m": 96}], ids=str)
 def test_a_tile_that_this_version_lacks_is_an_error(change: dict[str, Any], tmp_path: Path) -> None:
     path = write(tmp_path, content(tiles={CLASS: {"8192": {**TILE, **change}}}))
-    with pytest.raises(ConfigError, match="this version has no such tile") as caught:
+    with pytest.raises(ConfigError, match="this build has no such tile") as caught:
         find_tile(PROBLEM)
     assert str(path) in str(caught.value)
 
@@ -203,7 +208,8 @@ def test_products_are_looked_up_as_the_tuner_writes_them(monkeypatch: pytest.Mon
     cases = [
         (matmul(4, (5, 70), 37, 128), None, "w4a8_gemm-n37-k128", 5),
         (matmul(8, (5, 64), 64, 64, geglu=True), None, "w8a8_gemm-geglu-n64-k64", 5),
-        (matmul(4, (2, 3, 5, 64), 32, 576), same, "w4a8_conv2d-n32-k576", 30),
+        (matmul(4, (2, 3, 5, 64), 32, 576), same, "w4a8_conv2d-boxes-n32-k576", 30),
+        (matmul(4, (2, 3, 5, 40), 32, 576), same, "w4a8_conv2d-n32-k576", 30),
         (matmul(4, (2, 3, 5, 64), 32, 64), Conv2dGeometry((1, 1)), "w4a8_gemm-n32-k64", 30),
     ]
     groups = torch.ones(32, 3, dtype=torch.uint8)
@@ -212,5 +218,5 @@ def test_products_are_looked_up_as_the_tuner_writes_them(monkeypatch: pytest.Mon
     cases.append((grouped, None, "w4a8_gemm-grouped-n32-k192", 4))
     for call, geometry, name, m in cases:
         problem = asked_for(monkeypatch, call, geometry)
-        assert (tuning.class_name(problem), problem.M) == (name, m)
+        assert (cuda_tiles.class_name(problem), problem.M) == (name, m)
         assert (problem.multiprocessors, problem.device) == (7, "interpreter")

@@ -1,0 +1,169 @@
+"""Many prompts over several processes, machines or GPUs, through accelerate.
+
+Whole batches are dealt out, in turn: a batch is computed as one process alone would compute it, so
+results do not depend on how many there are. Every process gets all of them.
+
+    state = accelerate.PartialState()
+    pipe = ptq4adm.load_pipeline(MODEL, device=state.device)
+    calibration = ptq4adm.calibrate_in_processes(pipe, prompts)      # accelerate launch script.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ptq4adm.calibration import Calibration
+from ptq4adm.calibration.merge import merge_calibrations
+from ptq4adm.calibration.prompts import check_prompts, default_prompts, prompts_hash
+from ptq4adm.errors import ConfigError, DependencyError, ProcessError, Ptq4admError
+from ptq4adm.models import find_adapter
+from ptq4adm.quantization import DEFAULT_BUCKETS, calibrate
+
+__all__ = ["calibrate_in_processes", "generate_in_processes"]
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What one process has to say: results, or why it has none."""
+
+    results: list[Any]
+    error: str | None
+
+
+def calibrate_in_processes(  # noqa: PLR0913 - as `calibrate`
+    pipe: Any,
+    prompts: Sequence[str] | None = None,
+    *,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    buckets: int | None = None,
+    batch: int = 4,
+    progress: bool = True,
+    cache: str | Path | None = None,
+) -> Calibration:
+    """`ptq4adm.calibrate`, with its prompts dealt out; to be called by every process alike.
+
+    Arguments as there; `batch` prompts are run at once, and stay together.
+
+    Returns:
+        The same calibration on every process, and as one process alone would make it.
+
+    Raises:
+        DependencyError: if accelerate is missing.
+        ProcessError: on every process whose own part went well, if another's did not.
+        Ptq4admError: as `calibrate`, on the process that failed.
+    """
+    texts = check_prompts(default_prompts() if prompts is None else prompts)
+    steps = find_adapter(pipe).sampling_defaults(pipe).steps if steps is None else steps
+    count = min(DEFAULT_BUCKETS, steps) if buckets is None else buckets
+
+    def run(start: int, part: list[str]) -> Calibration:
+        return calibrate(
+            pipe,
+            part,
+            steps=steps,
+            guidance=guidance,
+            seed=seed + start,
+            buckets=count,
+            batch=batch,
+            progress=progress,
+            cache=cache,
+        )
+
+    parts = _in_processes(texts, batch, run, is_joined=True)
+    return merge_calibrations(parts, prompts_hash=prompts_hash(texts), seed=seed)
+
+
+def generate_in_processes(
+    pipe: Any,
+    prompts: Sequence[str],
+    *,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    seconds: float | None = None,
+    batch: int = 4,
+) -> Tensor:
+    """One clip a prompt, with the prompts dealt out; to be called by every process alike.
+
+    Args:
+        pipe: a pipeline of this package.
+        prompts: B prompts.
+        steps: as in its call.
+        guidance: as in its call.
+        seed: sample i has seed + i, whichever process makes it.
+        seconds: as in its call.
+        batch: prompts run at once; they stay together.
+
+    Returns:
+        Waveforms float32 [B, S] on the CPU, in the order of the prompts, on every process.
+
+    Raises:
+        DependencyError: if accelerate is missing.
+        ProcessError: on every process whose own part went well, if another's did not.
+        Ptq4admError: as the pipeline, on the process that failed.
+    """
+    texts = check_prompts(prompts)
+
+    def run(start: int, part: list[str]) -> Tensor:
+        clips: Tensor = pipe(
+            part, steps=steps, guidance=guidance, seed=seed + start, seconds=seconds
+        )
+        return clips
+
+    return torch.cat(_in_processes(texts, batch, run, is_joined=False))
+
+
+def _in_processes(
+    texts: list[str],
+    batch: int,
+    run: Callable[[int, list[str]], Result],
+    *,
+    is_joined: bool,
+) -> list[Result]:
+    """Results of all processes, in the order of the prompts.
+
+    Args:
+        texts: all prompts.
+        batch: prompts that stay together.
+        run: called with the index of the first prompt, and the prompts.
+        is_joined: whether one call does all batches of a process, or one a batch.
+    """
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise ConfigError(f"batch: got {batch!r}, needs a whole number of at least 1")
+    try:
+        from accelerate import PartialState
+        from accelerate.utils import gather_object
+    except ImportError as error:
+        raise DependencyError(
+            f"several processes are run through accelerate ({error}); pip install accelerate"
+        ) from error
+    state = PartialState()
+    starts = list(range(0, len(texts), batch))
+    failure: Ptq4admError | None = None
+    results: list[Result] = []
+    with state.split_between_processes(starts) as own:
+        groups = [own] if is_joined and own else [[start] for start in own]
+        try:
+            for group in groups:
+                results.append(run(group[0], texts[group[0] : group[-1] + batch]))
+        except Ptq4admError as error:
+            # told to the others first: they wait for this process's answer
+            failure = error
+    text = None if failure is None else f"{type(failure).__name__}: {failure}"
+    answers: list[_Answer] = gather_object([_Answer(results, text)])
+    if failure is not None:
+        raise failure
+    for rank, answer in enumerate(answers):
+        if answer.error is not None:
+            raise ProcessError(f"process {rank} of {len(answers)} failed: {answer.error}")
+    return [result for answer in answers for result in answer.results]
