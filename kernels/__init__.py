@@ -10,7 +10,7 @@ name it is empty, and of version 0, which transformers takes for too old.
 
 if __name__ != "ptq4adm.kernels":
     __version__ = "0"
-    __path__: list[str] = []
+    __path__ = []
 
     def __getattr__(name: str) -> object:
         raise AttributeError(
