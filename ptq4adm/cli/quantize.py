@@ -179,10 +179,11 @@ def run(args: argparse.Namespace) -> int:
     set_threads(args.threads)
     start = time.monotonic()
     model = model_folder(args.model)
-    note(args, str(recognize(model)))
     pipe = load_pipeline(model, device=args.device, **original_options(args))
     calibration = _load_calibration(args)
     planned = plan(pipe, config, calibration)
+    # an error stays the only line
+    note(args, str(recognize(model)))
     if args.dry_run:
         print_result(args, planned.to_dict(), str(planned))
         return 0
