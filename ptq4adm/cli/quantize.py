@@ -166,8 +166,8 @@ def run(args: argparse.Namespace) -> int:
     )
     prompts = None if args.prompts is None else read_prompts(args.prompts)
 
+    from ptq4adm.models.components import check_device
     from ptq4adm.models.families import recognize
-    from ptq4adm.models.pipeline import check_device
     from ptq4adm.ops import resolve_backend
     from ptq4adm.quantization import check_output, load_pipeline, plan, quantize, save_pipeline
 

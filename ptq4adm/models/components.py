@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ptq4adm.errors import CheckpointError, MissingComponentError
+from ptq4adm.errors import BackendUnavailableError, CheckpointError, MissingComponentError
 from ptq4adm.models.mapped import load_mapped
 
 INDEX_FILE = "model_index.json"
@@ -273,3 +273,29 @@ def _diffusers_version() -> str:
     from diffusers import __version__
 
     return str(__version__)
+
+
+def check_device(device: str | torch.device) -> None:
+    """Refuse a device that does not exist here.
+
+    Raises:
+        BackendUnavailableError: naming it.
+    """
+    try:
+        torch.empty(0, device=device)
+    # torch says it with either: an assertion where it was built without CUDA
+    except (RuntimeError, AssertionError) as error:
+        raise BackendUnavailableError(
+            f"device {str(device)!r} cannot be used here ({error}); use 'cpu'"
+        ) from error
+
+
+def load_unet(folder: Path, entry: list[str], dtype: torch.dtype, backend: str) -> nn.Module:
+    """The UNet of a folder in diffusers' layout, float or packed."""
+    config = component_folder(folder, "unet") / "config.json"
+    if config.is_file() and "quantization_config" in read_json(config):
+        from ptq4adm.packing.checkpoint import load_denoiser
+
+        return load_denoiser(folder / "unet", backend=backend, dtype=dtype)
+    unet: nn.Module = load_component(folder, "unet", entry, dtype)
+    return unet

@@ -42,6 +42,23 @@ class Conditioning:
         """B."""
         return int(next(iter(self.tensors.values())).shape[0])
 
+    def vectors(self) -> Tensor:
+        """One vector a prompt, float [B, D]: of tokens their mean, without the padded ones.
+
+        Two texts give the two vectors one after the other.
+        """
+        parts = []
+        for name, tensor in self.tensors.items():
+            if not tensor.is_floating_point():
+                continue
+            if tensor.dim() == 3:
+                mask = self.get(name.replace("hidden_states", "attention_mask"))
+                weights = torch.ones_like(tensor[..., :1]) if mask is None else mask[..., None]
+                weights = weights.to(tensor.dtype)
+                tensor = (tensor * weights).sum(1) / weights.sum(1).clamp_min(1)
+            parts.append(tensor.flatten(1))
+        return torch.cat(parts, dim=1)
+
     def get(self, name: str) -> Tensor | None:
         """One argument; None if there is none of the name."""
         return self.arguments.get(name)

@@ -16,10 +16,10 @@ from ptq4adm.errors import ConfigError, MissingComponentError, UnsupportedModelE
 from ptq4adm.models.adapter import PipelineAdapter
 from ptq4adm.models.audioldm import AudioLDM
 from ptq4adm.models.audioldm2 import AudioLDM2
-from ptq4adm.models.components import INDEX_FILE, read_index
+from ptq4adm.models.components import INDEX_FILE, check_device, read_index
 from ptq4adm.models.make_an_audio import MakeAnAudio
 from ptq4adm.models.original import has_checkpoint
-from ptq4adm.models.pipeline import TextToAudioPipeline, check_device
+from ptq4adm.models.pipeline import TextToAudioPipeline
 from ptq4adm.models.tango import Tango
 from ptq4adm.models.unet2d import UNet2DAdapter
 from ptq4adm.protocols import DenoiserAdapter

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from ptq4adm.errors import (
-    BackendUnavailableError,
     ConfigError,
     NonFiniteError,
     ShapeError,
@@ -35,10 +34,11 @@ from ptq4adm.models.components import (
     GUIDANCE_ENTRY,
     INDEX_FILE,
     STEPS_ENTRY,
+    check_device,
     component_folder,
     load_component,
+    load_unet,
     read_index,
-    read_json,
     save_components,
 )
 from ptq4adm.models.conditioning import Conditioning, check_prompts
@@ -391,32 +391,6 @@ class TextToAudioPipeline(ABC):
             )
         if not 0 <= seed < 2**63:
             raise ConfigError(f"seed = {seed}: expected 0 to 2^63 - 1")
-
-
-def check_device(device: str | torch.device) -> None:
-    """Refuse a device that does not exist here.
-
-    Raises:
-        BackendUnavailableError: naming it.
-    """
-    try:
-        torch.empty(0, device=device)
-    # torch says it with either: an assertion where it was built without CUDA
-    except (RuntimeError, AssertionError) as error:
-        raise BackendUnavailableError(
-            f"device {str(device)!r} cannot be used here ({error}); use 'cpu'"
-        ) from error
-
-
-def load_unet(folder: Path, entry: list[str], dtype: torch.dtype, backend: str) -> nn.Module:
-    """The UNet of a folder in diffusers' layout, float or packed."""
-    config = component_folder(folder, "unet") / "config.json"
-    if config.is_file() and "quantization_config" in read_json(config):
-        from ptq4adm.packing.checkpoint import load_denoiser
-
-        return load_denoiser(folder / "unet", backend=backend, dtype=dtype)
-    unet: nn.Module = load_component(folder, "unet", entry, dtype)
-    return unet
 
 
 def _read_defaults(index: dict[str, Any], otherwise: SamplingDefaults) -> SamplingDefaults:

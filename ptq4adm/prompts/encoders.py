@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm.auto import tqdm
 
 from ptq4adm.errors import MissingComponentError, NonFiniteError, PromptError, ShapeError
 
@@ -42,7 +41,8 @@ class PipelineEncoder:
     """The text conditioning of a pipeline.
 
     Args:
-        pipe: has `encode_prompts(list of str) -> Tensor [N, D]`, and perhaps a `tokenizer`.
+        pipe: has `encode_prompts(list of str)`, which returns a tensor [N, D] or something whose
+            `vectors()` does, and perhaps a `tokenizer`.
         progress: show a bar on a terminal.
 
     Raises:
@@ -67,6 +67,9 @@ class PipelineEncoder:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Vectors [N, D]."""
+        # here, as commands without prompts run where it is not installed
+        from tqdm.auto import tqdm
+
         texts = [self.read(prompt) for prompt in prompts]
         starts = tqdm(
             _starts(texts),
@@ -75,7 +78,8 @@ class PipelineEncoder:
             disable=None if self._progress else True,
         )
         parts = [self._pipe.encode_prompts(texts[i : i + _BATCH]) for i in starts]
-        return torch.cat([part.detach().cpu().flatten(1) for part in parts])
+        vectors = [part if isinstance(part, Tensor) else part.vectors() for part in parts]
+        return torch.cat([part.detach().cpu().flatten(1) for part in vectors])
 
     def read(self, prompt: str) -> str:
         """The part within the tokenizer's limit."""

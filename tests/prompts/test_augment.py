@@ -228,7 +228,7 @@ def test_a_pipeline_names_its_domain(tiny_pipeline: Path) -> None:
     assert pipe.prompt_domain is None
     pipe.prompt_domain = "audioldm-tiny"
     found = augment_prompts(None, 20, pipe=pipe, settings=SMALL)
-    assert (found.domain, found.encoder) == ("audioldm-tiny", "TextToAudioPipeline")
+    assert (found.domain, found.encoder) == ("audioldm-tiny", "AudioLDM")
     assert found.after.radius < found.before.radius
     assert found.after.mean_distance < found.before.mean_distance
     assert ptq4adm.augment_prompts is augment_prompts

@@ -41,7 +41,7 @@ def test_a_model_brings_its_domain_and_encoder(
     arguments += ["--budget", "20", "--pool", "80", "--json", "--quiet"]
     assert main(arguments) == 0
     result = json.loads(capsys.readouterr().out)
-    assert (result["domain"], result["encoder"]) == ("audioldm-tiny", "TextToAudioPipeline")
+    assert (result["domain"], result["encoder"]) == ("audioldm-tiny", "AudioLDM")
     assert result["curve"][-1]["coverage"]["radius"] < result["curve"][0]["coverage"]["radius"]
     assert main([*arguments, "--encoder", "none"]) == 0
     assert json.loads(capsys.readouterr().out)["encoder"] is None
