@@ -212,9 +212,7 @@ def _extremes(
             low[group] = torch.minimum(low[group], least[step])
             high[group] = torch.maximum(high[group], most[step])
     if bool((high == -torch.inf).all()):
-        raise CalibrationError(
-            "signatures: no layer ever ran; record with another model or sampler"
-        )
+        raise CalibrationError("signatures: no layer ever ran; record with another sampler")
     return low, high
 
 

@@ -1,7 +1,7 @@
 """The activation-aware choice: pairs that cover every layer's range bins, and match the bulk.
 
-For a set S of N pairs, over columns d (layer and guidance half) and their bins b, with n_db of all M
-pairs in a bin and c_db(S) of the chosen ones:
+For a set S of N pairs, over columns d (layer and guidance half) and their bins b, with n_db of all
+M pairs in a bin and c_db(S) of the chosen ones:
 
     C(S) = sum_{c_db > 0} (1 / n_db)  /  sum_db (1 / n_db)               what is covered, rare first
     D(S) = mean_d ( 1 - 1/2 sum_b | c_db / N - n_db / M | )              how alike the bulk

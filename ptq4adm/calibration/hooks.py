@@ -77,6 +77,7 @@ class LayerHooks(ABC):
 
     def begin_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The denoiser is called with these arguments; `step` and `timestep` are known."""
+        del args, kwargs
 
     def halves(self, name: str, x: Tensor) -> int:
         """How often the batch holds every prompt: twice with guidance.
