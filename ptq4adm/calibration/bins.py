@@ -133,7 +133,7 @@ def bin_signatures(
     bins: int = BINS,
     by_stratum: bool = True,
 ) -> PairTable:
-    """Read signatures twice, for the ranges and for the bins; one shard is in memory at a time.
+    """Read signatures twice, for the ranges and for the bins; two shards at most are in memory.
 
     Args:
         signatures: all prompts recorded.

@@ -6,7 +6,7 @@
 over S steps, R sites (a layer, or one segment of its input), H guidance halves (unconditional
 first) and the statistics absmax, 99.9th percentile of magnitudes, mean and root mean square. NaN
 stands where a layer did not run. The files are written whole or not at all; no prompt is stored,
-only hashes. One shard is in memory at a time.
+only hashes. Two shards at most are in memory at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -121,7 +121,7 @@ class Signatures:
         for start in self.starts:
             if start != done:
                 break
-            done = start + len(self._read(start)["values"])
+            done = start + self._prompts_in(start)
         return done
 
     @property
@@ -139,16 +139,20 @@ class Signatures:
         for start in self.starts:
             yield start, self._read(start)["values"]
 
+    def _prompts_in(self, start: int) -> int:
+        try:
+            with safe_open(shard_path(self.folder, start), framework="pt") as file:
+                return int(file.get_slice("values").get_shape()[0])
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(shard_path(self.folder, start), error) from error
+
     def _read(self, start: int) -> dict[str, Tensor]:
         path = shard_path(self.folder, start)
         try:
             tensors: dict[str, Tensor] = load_file(path)
             shape = tensors["values"].shape[1:]
         except (OSError, SafetensorError, KeyError) as error:
-            raise CalibrationError(
-                f"{path}: missing, truncated or not signatures ({error}); delete it and record "
-                "again"
-            ) from error
+            raise _unreadable(path, error) from error
         meta = self.meta
         expected = (meta.steps, len(meta.sites), meta.halves, len(STATISTICS))
         if tuple(shape) != expected:
@@ -157,6 +161,12 @@ class Signatures:
                 "and record again"
             )
         return tensors
+
+
+def _unreadable(path: Path, error: Exception) -> CalibrationError:
+    return CalibrationError(
+        f"{path}: missing, truncated or not signatures ({error}); delete it and record again"
+    )
 
 
 def open_signatures(folder: str | Path) -> Signatures:
