@@ -15,7 +15,7 @@ from torch import Tensor
 from ptq4adm.errors import OutputError
 
 
-def write_whole(path: Path, write: Callable[[Path], None], what: str) -> None:
+def write_whole(path: Path, write: Callable[[Path], object], what: str) -> None:
     """Write a file beside `path` that then takes its place.
 
     Args:
@@ -45,7 +45,7 @@ def write_whole(path: Path, write: Callable[[Path], None], what: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any], what: str) -> None:
     """Write a JSON file, whole or not at all."""
     text = json.dumps(content, indent=1)
-    write_whole(path, lambda p: p.write_text(text, encoding="utf-8") and None, what)
+    write_whole(path, lambda p: p.write_text(text, encoding="utf-8"), what)
 
 
 def write_tensors(
