@@ -7,16 +7,12 @@ Everything that can be refused is refused before a module is touched. `save_pipe
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -28,7 +24,6 @@ from ptq4adm.errors import (
     CalibrationMismatchError,
     ConfigError,
     NonFiniteError,
-    OutputError,
 )
 from ptq4adm.models import TextToAudioPipeline, families, find_adapter, save_components
 from ptq4adm.nn import QuantizedLayer, StepIndex, StorageLayer, attach_step_hook
@@ -37,6 +32,7 @@ from ptq4adm.nn.fuse import fuse_blocks
 from ptq4adm.nn.replace import check_finite, check_hooks, quantized_layer, replace_layers
 from ptq4adm.ops import resolve_backend
 from ptq4adm.packing.checkpoint import QuantState, is_quantized, mark_quantized, save_denoiser
+from ptq4adm.packing.folders import atomic_folder
 from ptq4adm.protocols import DenoiserAdapter
 from ptq4adm.quant.layers import quantizable_layers
 from ptq4adm.quant.plan import PlanRow, QuantPlan, choose_schemes, plan_row
@@ -45,7 +41,6 @@ __all__ = [
     "PlanRow",
     "QuantPlan",
     "calibrate",
-    "check_output",
     "load_pipeline",
     "plan",
     "quantize",
@@ -68,6 +63,7 @@ def calibrate(  # noqa: PLR0913 - how prompts are run is one flat list of number
     batch: int = 4,
     progress: bool = True,
     cache: str | Path | None = None,
+    adapter: DenoiserAdapter | None = None,
 ) -> Calibration:
     """Run prompts through a float pipeline and record what its denoiser's layers see.
 
@@ -83,13 +79,14 @@ def calibrate(  # noqa: PLR0913 - how prompts are run is one flat list of number
         progress: show a bar on a terminal.
         cache: folder in which an interrupted calibration goes on, and a finished one is found
             again.
+        adapter: for a model of no known family; None finds the family's.
 
     Raises:
         PromptError: if a prompt is empty.
         NonFiniteError: if a weight or an activation is NaN or infinite.
         MissingComponentError: if `pipe` is a bare denoiser.
     """
-    adapter = find_adapter(pipe)
+    adapter = adapter or find_adapter(pipe)
     defaults = adapter.sampling_defaults(pipe)
     steps = defaults.steps if steps is None else steps
     settings = RunSettings(
@@ -107,7 +104,11 @@ def calibrate(  # noqa: PLR0913 - how prompts are run is one flat list of number
 
 
 def plan(
-    pipe: Any, config: QuantConfig | None = None, calibration: Calibration | None = None
+    pipe: Any,
+    config: QuantConfig | None = None,
+    calibration: Calibration | None = None,
+    *,
+    adapter: DenoiserAdapter | None = None,
 ) -> QuantPlan:
     """What `quantize` would do; nothing is changed, and no calibration is needed to ask.
 
@@ -115,12 +116,13 @@ def plan(
         pipe: a pipeline, or a bare denoiser.
         config: None for the default.
         calibration: None counts the scale tables of ten buckets.
+        adapter: for a model of no known family; None finds the family's.
 
     Raises:
         PatternError: if an override matches no layer.
         CalibrationMismatchError: if the calibration is another model's.
     """
-    return _Job(pipe, config or QuantConfig(), calibration).plan()
+    return _Job(pipe, config or QuantConfig(), calibration, adapter).plan()
 
 
 def quantize(
@@ -129,6 +131,7 @@ def quantize(
     calibration: Calibration | None = None,
     *,
     progress: bool = True,
+    adapter: DenoiserAdapter | None = None,
 ) -> QuantPlan:
     """Replace the layers of a pipeline's denoiser, or of a bare one, in place, and fuse its blocks.
 
@@ -140,6 +143,7 @@ def quantize(
         config: None for the default, W4A8.
         calibration: of this very model; not needed with `activation="dynamic"`.
         progress: show a bar on a terminal.
+        adapter: for a model of no known family; None finds the family's.
 
     Returns:
         What was done.
@@ -153,7 +157,7 @@ def quantize(
         BackendUnavailableError: if the named backend cannot run here.
         ConfigError: if the model is quantized already.
     """
-    job = _Job(pipe, config or QuantConfig(), calibration)
+    job = _Job(pipe, config or QuantConfig(), calibration, adapter)
     job.check()
     result = job.plan()
     job.apply(result, progress)
@@ -179,7 +183,7 @@ def save_pipeline(pipe: Any, out: str | Path, *, overwrite: bool = False) -> Pat
     adapter = find_adapter(pipe)
     denoiser = adapter.denoiser(pipe)
     own = (adapter.denoiser_name,) if is_quantized(denoiser) else ()
-    with _atomic_folder(out, overwrite=overwrite) as folder:
+    with atomic_folder(out, overwrite=overwrite) as folder:
         save_components(pipe, folder, skip=own)
         for name in own:
             save_denoiser(denoiser, folder / name)
@@ -215,28 +219,6 @@ def load_pipeline(
     return families.load_pipeline(path, device=device, dtype=dtype, backend=backend, **original)
 
 
-def check_output(out: str | Path, *, overwrite: bool = False) -> None:
-    """Refuse an output folder before any work is done for it.
-
-    Raises:
-        OutputError: if `out` is a file, or a folder with content and `overwrite` is False, or lies
-            below a file, or may not be written.
-    """
-    out = Path(out).absolute()
-    if out.is_dir():
-        if any(out.iterdir()) and not overwrite:
-            raise OutputError(
-                f"{out}: exists and is not empty; choose another output, or overwrite it"
-            )
-    elif out.exists():
-        raise OutputError(f"{out}: exists and is not a folder; choose another output")
-    parent = next(p for p in out.parents if p.exists())
-    if not parent.is_dir():
-        raise OutputError(f"{out}: {parent} is a file, not a folder; choose another output")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{out}: no permission to write in {parent}; choose another output")
-
-
 @dataclass
 class _Job:
     """One model with one config: checks, plan, replacement."""
@@ -244,9 +226,10 @@ class _Job:
     pipe: Any
     config: QuantConfig
     calibration: Calibration | None
+    given_adapter: DenoiserAdapter | None
 
     def __post_init__(self) -> None:
-        self.adapter: DenoiserAdapter = find_adapter(self.pipe)
+        self.adapter = self.given_adapter or find_adapter(self.pipe)
         self.denoiser: nn.Module = self.adapter.denoiser(self.pipe)
         _check_float(self.denoiser)
         self.layers = quantizable_layers(self.denoiser)
@@ -370,36 +353,3 @@ def _check_float(denoiser: nn.Module) -> None:
             f"{type(denoiser).__name__} is quantized already; load the float model to calibrate or "
             "quantize it"
         )
-
-
-@contextmanager
-def _atomic_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A new folder beside `out` that takes its place when the block ends without an error.
-
-    An interruption at any point leaves `out` as it was: the block's folder is deleted.
-
-    Raises:
-        OutputError: if `out` exists and may not be replaced, or cannot be made.
-    """
-    out = Path(out).absolute()
-    check_output(out, overwrite=overwrite)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    previous = out.with_name(f".{out.name}.{os.getpid()}.previous")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be made ({error}); choose another output") from error
-    try:
-        yield partial
-        if out.exists():
-            out.rename(previous)
-        partial.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{out}: cannot be written ({error}); choose another output") from error
-    finally:
-        if previous.exists() and not out.exists():
-            previous.rename(out)
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(previous, ignore_errors=True)

@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "calibration": {"errors", "protocols", "config", "quant"},
     "nn": {"errors", "config", "quant", "packing.layout", "dispatch", "ops"},
     "packing.weight_files": {"errors"},
+    "packing.folders": {"errors"},
     "packing.portions": {"nn"},
     "packing.description": {"errors", "config", "nn"},
     "packing.checkpoint": {
@@ -37,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "floating": {"dispatch", "nn", "models"},
     "quantization": {
         "errors", "protocols", "config", "packing.layout", "packing.description",
-        "packing.checkpoint", "quant", "calibration", "nn", "ops", "models",
+        "packing.checkpoint", "packing.folders", "quant", "calibration", "nn", "ops", "models",
     },
     "integrations": {
         "errors", "config", "calibration", "nn", "packing.description", "packing.checkpoint",
