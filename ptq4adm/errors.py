@@ -78,7 +78,7 @@ class CalibrationError(Ptq4admError, ValueError):
 
 
 class CalibrationMismatchError(Ptq4admError, ValueError):
-    """The calibration was recorded on another model."""
+    """The calibration, or its set, was recorded on another model or with another scheduler."""
 
 
 class UncalibratedStepError(Ptq4admError, ValueError):

@@ -7,7 +7,6 @@ Everything that can be refused is refused before a module is touched. `save_pipe
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,12 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ptq4adm import calibration as calibrating
-from ptq4adm.calibration import Calibration, RunSettings, default_prompts
+from ptq4adm.calibrating import DEFAULT_BUCKETS, calibrate, check_float
+from ptq4adm.calibration import Calibration
 from ptq4adm.config import QuantConfig, Scheme
 from ptq4adm.errors import (
     CalibrationError,
     CalibrationMismatchError,
-    ConfigError,
     NonFiniteError,
 )
 from ptq4adm.models import TextToAudioPipeline, families, find_adapter, save_components
@@ -48,59 +46,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_BUCKETS = 10
-
-
-def calibrate(  # noqa: PLR0913 - how prompts are run is one flat list of numbers
-    pipe: Any,
-    prompts: Sequence[str] | None = None,
-    *,
-    steps: int | None = None,
-    guidance: float | None = None,
-    seed: int = 0,
-    buckets: int | None = None,
-    batch: int = 4,
-    progress: bool = True,
-    cache: str | Path | None = None,
-    adapter: DenoiserAdapter | None = None,
-) -> Calibration:
-    """Run prompts through a float pipeline and record what its denoiser's layers see.
-
-    Args:
-        pipe: the pipeline; it is not changed.
-        prompts: None for the listed ones of `ptq4adm.calibration.default_prompts`.
-        steps: denoising steps; None for the pipeline's own number.
-        guidance: classifier-free guidance scale; None for the pipeline's own.
-        seed: prompt i starts from the noise of seed + i.
-        buckets: timestep buckets with their own scales; None for ten, or one a step if there are
-            fewer steps.
-        batch: prompts run at once.
-        progress: show a bar on a terminal.
-        cache: folder in which an interrupted calibration goes on, and a finished one is found
-            again.
-        adapter: for a model of no known family; None finds the family's.
-
-    Raises:
-        PromptError: if a prompt is empty.
-        NonFiniteError: if a weight or an activation is NaN or infinite.
-        MissingComponentError: if `pipe` is a bare denoiser.
-    """
-    adapter = adapter or find_adapter(pipe)
-    defaults = adapter.sampling_defaults(pipe)
-    steps = defaults.steps if steps is None else steps
-    settings = RunSettings(
-        steps=steps,
-        guidance=defaults.guidance if guidance is None else guidance,
-        seed=seed,
-        buckets=min(DEFAULT_BUCKETS, steps) if buckets is None else buckets,
-        batch=batch,
-    )
-    denoiser = adapter.denoiser(pipe)
-    _check_float(denoiser)
-    check_finite(denoiser)
-    texts = default_prompts() if prompts is None else prompts
-    return calibrating.record(adapter, pipe, texts, settings, progress=progress, cache=cache)
 
 
 def plan(
@@ -231,7 +176,7 @@ class _Job:
     def __post_init__(self) -> None:
         self.adapter = self.given_adapter or find_adapter(self.pipe)
         self.denoiser: nn.Module = self.adapter.denoiser(self.pipe)
-        _check_float(self.denoiser)
+        check_float(self.denoiser)
         self.layers = quantizable_layers(self.denoiser)
         self.segments = self.adapter.segments(self.denoiser)
         if self.calibration is not None:
@@ -345,11 +290,3 @@ class _Job:
         tensors = (*self.denoiser.parameters(), *self.denoiser.buffers())
         others = [t for t in tensors if id(t) not in planned]
         return 2 * sum(t.numel() for t in others), sum(t.numel() * t.element_size() for t in others)
-
-
-def _check_float(denoiser: nn.Module) -> None:
-    if is_quantized(denoiser):
-        raise ConfigError(
-            f"{type(denoiser).__name__} is quantized already; load the float model to calibrate or "
-            "quantize it"
-        )

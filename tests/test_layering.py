@@ -36,13 +36,17 @@ ALLOWED: dict[str, set[str]] = {
         "packing.checkpoint",
     },
     "floating": {"dispatch", "nn", "models"},
+    "calibrating": {
+        "errors", "protocols", "packing.checkpoint", "calibration", "nn", "models",
+    },
     "quantization": {
         "errors", "protocols", "config", "packing.layout", "packing.description",
-        "packing.checkpoint", "packing.folders", "quant", "calibration", "nn", "ops", "models",
+        "packing.checkpoint", "packing.folders", "quant", "calibration", "calibrating", "nn", "ops",
+        "models",
     },
     "integrations": {
-        "errors", "config", "calibration", "nn", "packing.description", "packing.checkpoint",
-        "packing.weight_files", "models", "quantization",
+        "errors", "config", "calibration", "calibrating", "nn", "packing.description",
+        "packing.checkpoint", "packing.weight_files", "models", "quantization",
     },
     "evaluation": {"errors", "models"},
     "assets": set(),

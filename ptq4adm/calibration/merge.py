@@ -26,6 +26,11 @@ def merge_calibrations(
     """
     if not parts:
         raise CalibrationError("calibrations: got none to merge, needs at least one")
+    if any(part.selection is not None for part in parts):
+        raise CalibrationMismatchError(
+            "calibrations of chosen pairs cannot be merged: a choice is made from all prompts at "
+            "once; calibrate in one process, or without a strategy"
+        )
     metas = [
         replace(part.meta, prompts_hash=prompts_hash, prompt_count=0, seed=seed) for part in parts
     ]

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,19 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ptq4adm.calibration.fingerprint import fingerprint
+from ptq4adm.calibration.hooks import LayerHooks
+from ptq4adm.calibration.inputs import InputRecorder
 from ptq4adm.calibration.prompts import check_prompts, prompts_hash
+from ptq4adm.calibration.selection import Selection
 from ptq4adm.calibration.storage import Calibration, CalibrationMeta
-from ptq4adm.errors import CalibrationError, ConfigError, NonFiniteError
+from ptq4adm.errors import (
+    CalibrationError,
+    CalibrationMismatchError,
+    ConfigError,
+    NonFiniteError,
+)
 from ptq4adm.protocols import DenoiserAdapter
-from ptq4adm.quant.buckets import TimestepBuckets, find_timestep, single_timestep
-from ptq4adm.quant.layers import quantizable_layers
+from ptq4adm.quant.buckets import TimestepBuckets
 from ptq4adm.quant.observers import HistogramObserver
 
 logger = logging.getLogger(__name__)
@@ -57,14 +65,16 @@ class RunSettings:
                 raise ConfigError(f"{name}: got {value!r}, needs a whole number of at least 1")
 
 
-class ActivationRecorder:
-    """Hooks on a denoiser and its layers that fill histograms; use it as a context.
+class ActivationRecorder(LayerHooks):
+    """Hooks that fill histograms of every layer's input.
 
     Args:
         denoiser: the float model.
         buckets: which timesteps share a histogram.
         segments: module name to the channels of the two parts of its input.
         calibration: records to go on from, or None.
+        selection: the pairs that are recorded; None for all.
+        inputs: keeps what the denoiser is given at them; None for nothing.
     """
 
     def __init__(
@@ -73,39 +83,51 @@ class ActivationRecorder:
         buckets: TimestepBuckets,
         segments: dict[str, tuple[int, int]],
         calibration: Calibration | None = None,
+        selection: Selection | None = None,
+        inputs: InputRecorder | None = None,
     ) -> None:
-        self.denoiser = denoiser
-        self.buckets = buckets
-        self.layers = quantizable_layers(denoiser)
-        if not self.layers:
-            raise CalibrationError(
-                f"{type(denoiser).__name__} has no float linear or convolution to record; "
-                "calibrate a model before it is quantized"
-            )
-        self.segments = segments
+        super().__init__(denoiser, segments)
+        self.buckets, self.selection, self.inputs = buckets, selection, inputs
         self.observers = {name: self._observers(name, calibration) for name in self.layers}
-        self.prompts: Sequence[str] = ()
-        self.calls = 0
-        self._timestep = 0.0
+        self._first = 0
         self._bucket: int | None = None
-        self._handles: list[Any] = []
+        # of the batch's prompts, those whose running step was chosen
+        self._chosen: list[int] = []
 
-    def __enter__(self) -> ActivationRecorder:
-        self._handles.append(
-            self.denoiser.register_forward_pre_hook(self._set_bucket, with_kwargs=True)
-        )
-        for name, layer in self.layers.items():
-            self._handles.append(layer.register_forward_pre_hook(self._layer_hook(name)))
-        return self
+    def start(self, prompts: Sequence[str], first: int) -> None:
+        """Name the prompts of the run that follows; `first` is the index of the first one."""
+        self.start_batch(prompts)
+        self._first = first
 
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def begin_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Find the step's bucket, and the samples of it that were chosen."""
+        self._bucket = self.buckets.bucket_of(self.timestep)
+        if self.selection is None:
+            return
+        first, count = self._first, len(self.prompts)
+        self._chosen = [i for i in range(count) if (first + i, self.step) in self._pairs]
+        if self.inputs is not None and self._chosen:
+            # diffusers' name of the first argument; the others that matter are passed by name
+            given = {**kwargs, "sample": args[0] if args else kwargs["sample"]}
+            halves = self.halves("sample", given["sample"])
+            for i in self._chosen:
+                rows = i + torch.arange(halves) * count
+                self.inputs.add((first + i, self.step), self.timestep, rows, given)
 
-    def start_batch(self, prompts: Sequence[str]) -> None:
-        """Name the prompts of the runs that follow, for messages."""
-        self.prompts, self.calls = prompts, 0
+    def see(self, name: str, x: Tensor, parts: Sequence[Tensor]) -> None:
+        """Add one input, or its chosen samples, to the layer's histograms."""
+        assert self._bucket is not None
+        rows = None
+        if self.selection is not None:
+            if not self._chosen:
+                return
+            half = torch.arange(self.halves(name, x)) * len(self.prompts)
+            rows = (half[:, None] + torch.tensor(self._chosen)).flatten().to(x.device)
+        for part, observer in zip(parts, self.observers[name], strict=True):
+            try:
+                observer.observe(part if rows is None else part[rows], self._bucket)
+            except NonFiniteError as error:
+                raise NonFiniteError(self.describe_failure(name, x)) from error
 
     def calibration(self, meta: CalibrationMeta) -> Calibration:
         """A copy of what was recorded so far."""
@@ -113,7 +135,11 @@ class ActivationRecorder:
             name: tuple(observer.record() for observer in observers)
             for name, observers in self.observers.items()
         }
-        return Calibration(meta, records)
+        return Calibration(meta, records, self.selection)
+
+    @cached_property
+    def _pairs(self) -> frozenset[tuple[int, int]]:
+        return frozenset(() if self.selection is None else self.selection.pairs)
 
     def _observers(
         self, name: str, calibration: Calibration | None
@@ -121,45 +147,6 @@ class ActivationRecorder:
         if calibration is not None:
             return tuple(HistogramObserver.from_record(r) for r in calibration.records[name])
         return tuple(HistogramObserver(self.buckets.count) for _ in self.segments.get(name, (0,)))
-
-    def _set_bucket(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._timestep = single_timestep(find_timestep(args, kwargs))
-        self._bucket = self.buckets.bucket_of(self._timestep)
-        self.calls += 1
-
-    def _layer_hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        observers = self.observers[name]
-        widths = self.segments.get(name)
-
-        def observe(layer: nn.Module, args: tuple[Any, ...]) -> None:
-            x: Tensor = args[0]
-            channel_dim = 1 if isinstance(layer, nn.Conv2d) else -1
-            parts = (x,) if widths is None else x.split(widths, dim=channel_dim)
-            assert self._bucket is not None
-            for part, observer in zip(parts, observers, strict=True):
-                try:
-                    observer.observe(part, self._bucket)
-                except NonFiniteError as error:
-                    raise NonFiniteError(self._describe_failure(name, x)) from error
-
-        return observe
-
-    def _describe_failure(self, name: str, x: Tensor) -> str:
-        return (
-            f"layer {name!r}: its input holds NaN or infinite values at step {self.calls} "
-            f"(timestep {self._timestep:g}) of prompt {self._failed_prompts(x)}; "
-            "look for broken weights before this layer, or run the model in float32"
-        )
-
-    def _failed_prompts(self, x: Tensor) -> str:
-        """The prompts of the samples that are not finite; all if they cannot be told apart."""
-        count = len(self.prompts)
-        if count == 0 or x.dim() < 2 or x.shape[0] % count:
-            return ", ".join(repr(p) for p in self.prompts)
-        is_finite = torch.isfinite(x).flatten(1).all(dim=1)
-        # with guidance the batch holds every prompt twice, one whole half after the other
-        failed = sorted({int(i) % count for i in torch.nonzero(~is_finite)})
-        return ", ".join(repr(self.prompts[i]) for i in failed or range(count))
 
 
 def record(
@@ -170,8 +157,10 @@ def record(
     *,
     progress: bool = True,
     cache: str | Path | None = None,
+    selection: Selection | None = None,
+    inputs: InputRecorder | None = None,
 ) -> Calibration:
-    """Run every prompt and record what the denoiser's layers saw.
+    """Run prompts and record what the denoiser's layers saw.
 
     Args:
         adapter: how the model is run.
@@ -182,10 +171,15 @@ def record(
         cache: folder that keeps the records after each batch. A call with the same model, prompts
             and settings goes on where an interrupted one stopped, and returns at once if one was
             finished.
+        selection: record these (prompt, step) pairs only, and run no prompt without one; None for
+            all.
+        inputs: keeps what the denoiser is given at them. Nothing is taken from the cache then: it
+            holds no inputs.
 
     Raises:
         PromptError: if a prompt is empty.
         NonFiniteError: if an activation is NaN or infinite; names layer, step and prompt.
+        CalibrationMismatchError: if the selection is another model's, scheduler's or run's.
         OutputError: if the cache cannot be written.
     """
     texts = check_prompts(prompts)
@@ -200,42 +194,71 @@ def record(
         buckets=settings.buckets,
         num_train_timesteps=adapter.num_train_timesteps(pipe),
     )
-    path = None if cache is None else _cache_file(Path(cache), meta)
-    earlier = _read_cache(path, meta)
+    if selection is not None:
+        _check_selection(selection, meta, denoiser, pipe)
+    path = None if cache is None else _cache_file(Path(cache), meta, selection)
+    earlier = _read_cache(path, meta) if inputs is None else None
     done = 0 if earlier is None else earlier.meta.prompt_count
     if earlier is not None and done >= len(texts):
         return earlier
     # no bucket has scales yet: the recorder only asks which bucket a timestep is in
     buckets = TimestepBuckets(meta.num_train_timesteps, (False,) * settings.buckets)
-    recorder = ActivationRecorder(denoiser, buckets, adapter.segments(denoiser), earlier)
-    total = len(texts) * settings.steps
+    recorder = ActivationRecorder(
+        denoiser, buckets, adapter.segments(denoiser), earlier, selection, inputs
+    )
+    wanted = range(len(texts)) if selection is None else selection.prompts()
     bar = tqdm(
-        total=total,
-        initial=done * settings.steps,
+        total=len(wanted) * settings.steps,
+        initial=sum(prompt < done for prompt in wanted) * settings.steps,
         desc="calibrate",
         unit="step",
         disable=None if progress else True,
     )
     with bar, recorder:
-        for start in range(done, len(texts), settings.batch):
-            part = texts[start : start + settings.batch]
-            recorder.start_batch(part)
+        for run in _runs([prompt for prompt in wanted if prompt >= done], settings.batch):
+            recorder.start(texts[run.start : run.stop], run.start)
             adapter.run(
                 pipe,
-                part,
+                recorder.prompts,
                 steps=settings.steps,
                 guidance=settings.guidance,
-                seed=settings.seed + start,
+                seed=settings.seed + run.start,
                 on_step=lambda *_: bar.update(len(recorder.prompts)),
             )
-            meta = replace(meta, prompt_count=start + len(part))
+            # prompts of which nothing was chosen are done, too
+            meta = replace(meta, prompt_count=len(texts) if run.stop > wanted[-1] else run.stop)
             if path is not None:
                 recorder.calibration(meta).save(path)
     return recorder.calibration(meta)
 
 
-def _cache_file(folder: Path, meta: CalibrationMeta) -> Path:
-    key = hashlib.sha256(json.dumps(asdict(meta), sort_keys=True).encode()).hexdigest()[:16]
+def _runs(prompts: Sequence[int], batch: int) -> Iterator[range]:
+    """Neighbouring prompts, up to `batch` at once: sample i of a run has the noise of seed + i."""
+    start = 0
+    for i, prompt in enumerate(prompts):
+        is_last = i + 1 == len(prompts) or prompts[i + 1] != prompt + 1 or i + 1 - start == batch
+        if is_last:
+            yield range(prompts[start], prompt + 1)
+            start = i + 1
+
+
+def _check_selection(
+    selection: Selection, meta: CalibrationMeta, denoiser: nn.Module, pipe: Any
+) -> None:
+    selection.meta.check(denoiser, pipe)
+    for name in ("prompts_hash", "steps", "guidance", "seed"):
+        chosen, given = getattr(selection.meta, name), getattr(meta, name)
+        if chosen != given:
+            raise CalibrationMismatchError(
+                f"selection was made with {name} {chosen!r}, this run has {given!r}; run as it was "
+                "made, or choose again"
+            )
+
+
+def _cache_file(folder: Path, meta: CalibrationMeta, selection: Selection | None) -> Path:
+    content = json.dumps(asdict(meta), sort_keys=True)
+    content += "" if selection is None else selection.digest()
+    key = hashlib.sha256(content.encode()).hexdigest()[:16]
     return folder / f"calibration-{key}.safetensors"
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,11 +17,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ptq4adm.calibration.files import write_tensors
 from ptq4adm.calibration.fingerprint import fingerprint
-from ptq4adm.errors import CalibrationError, CalibrationMismatchError, OutputError
+from ptq4adm.calibration.selection import Selection
+from ptq4adm.errors import CalibrationError, CalibrationMismatchError
 from ptq4adm.quant.buckets import TimestepBuckets
 from ptq4adm.quant.observers import BINS, HistogramRecord, scale_table
 
@@ -63,10 +63,12 @@ class Calibration:
     Attributes:
         meta: how it was made.
         records: module name to its records, one for each segment of the input.
+        selection: the (prompt, step) pairs that were recorded; None for all.
     """
 
     meta: CalibrationMeta
     records: Mapping[str, tuple[HistogramRecord, ...]]
+    selection: Selection | None = None
 
     @property
     def buckets(self) -> TimestepBuckets:
@@ -114,7 +116,10 @@ class Calibration:
         if not self.is_recorded(name) or not self.meta.prompt_count:
             return None
         values = sum(int(record.counts.sum()) for record in self.records[name])
-        rows = values / (self.meta.prompt_count * self.meta.steps * layer.weight.shape[1])
+        pairs = self.meta.prompt_count * self.meta.steps
+        if self.selection is not None:
+            pairs = len(self.selection.pairs)
+        rows = values / (pairs * layer.weight.shape[1])
         if isinstance(layer, nn.Conv2d):
             rows /= layer.stride[0] * layer.stride[1]
         return max(1, round(rows))
@@ -137,6 +142,8 @@ class Calibration:
         """SHA-256 of everything in it, 16 hex digits: what a checkpoint keeps of it."""
         digest = hashlib.sha256(json.dumps(asdict(self.meta), sort_keys=True).encode())
         digest.update(json.dumps(self._record_names()).encode())
+        if self.selection is not None:
+            digest.update(self.selection.digest().encode())
         for _, tensor in sorted(self._tensors().items()):
             digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -154,22 +161,9 @@ class Calibration:
             "meta": json.dumps(asdict(self.meta)),
             "records": json.dumps(self._record_names()),
         }
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.touch()
-        except OSError as error:
-            raise _unwritable(path, error) from error
-        try:
-            mode = partial.stat().st_mode
-            save_file(self._tensors(), partial, metadata=header)
-            # safetensors makes files that only their owner can read, whatever the umask says
-            partial.chmod(mode)
-            partial.replace(path)
-        except (OSError, SafetensorError) as error:
-            raise _unwritable(path, error) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        if self.selection is not None:
+            header["selection"] = json.dumps(self.selection.to_dict())
+        write_tensors(path, self._tensors(), header, "the calibration")
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -196,9 +190,11 @@ class Calibration:
             values = json.loads(header["meta"])
             meta = CalibrationMeta(**{f.name: values[f.name] for f in fields(CalibrationMeta)})
             names = [(str(name), int(count)) for name, count in json.loads(header["records"])]
+            chosen = json.loads(header.get("selection", "null"))
+            selection = None if chosen is None else Selection.from_dict(chosen)
         except (KeyError, TypeError, ValueError) as error:
             raise CalibrationError(f"{path}: broken header ({error!r}); calibrate again") from error
-        return cls(meta, _split_records(path, meta, names, tensors))
+        return cls(meta, _split_records(path, meta, names, tensors), selection)
 
     def _record_names(self) -> list[tuple[str, int]]:
         return [(name, len(segments)) for name, segments in self.records.items()]
@@ -210,10 +206,6 @@ class Calibration:
         return {
             name: torch.stack([getattr(record, name) for record in records]) for name in _TENSORS
         }
-
-
-def _unwritable(path: Path, error: Exception) -> OutputError:
-    return OutputError(f"{path}: cannot write the calibration ({error}); choose another place")
 
 
 def _check_header(path: Path, header: dict[str, str]) -> None:

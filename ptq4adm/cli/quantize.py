@@ -24,12 +24,20 @@ from ptq4adm.cli.options import (
 from ptq4adm.config import QuantConfig
 
 if TYPE_CHECKING:
-    from ptq4adm.calibration import Calibration
+    from ptq4adm.calibration import Calibration, Selection
     from ptq4adm.models import TextToAudioPipeline
     from ptq4adm.quantization import QuantPlan
 
 _MB = 1e6
 _BUCKETS = 10
+# the names of ptq4adm.calibration.STRATEGIES, which is not imported to print a help text
+_STRATEGIES = (
+    "random",
+    "uniform-steps",
+    "skewed-steps",
+    "density-diversity",
+    "activation-aware",
+)
 
 
 def add_command(commands: Any) -> None:
@@ -138,6 +146,23 @@ def _add_calibration_options(parser: argparse.ArgumentParser) -> None:
         "--batch", type=whole_number, default=4, metavar="N", help="prompts at once (default: 4)"
     )
     group.add_argument(
+        "--strategy",
+        choices=_STRATEGIES,
+        help="record chosen (prompt, step) pairs only, chosen in this way (default: all pairs)",
+    )
+    group.add_argument(
+        "--size",
+        type=whole_number,
+        metavar="N",
+        help="pairs that --strategy chooses (default: 256, or all if there are fewer)",
+    )
+    group.add_argument(
+        "--inputs",
+        type=Path,
+        metavar="FILE",
+        help="keep what the UNet is given at the chosen pairs in a file",
+    )
+    group.add_argument(
         "--calibration", type=Path, metavar="FILE", help="use this calibration, make none"
     )
     group.add_argument(
@@ -155,6 +180,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if args.output is None and not args.dry_run:
         args.parser.error("the following arguments are required: -o/--output (or --dry-run)")
+    _check_choice(args)
     config = QuantConfig(
         scheme=args.bits,
         overrides=dict(args.override),
@@ -206,6 +232,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_choice(args: argparse.Namespace) -> None:
+    """Refuse options of a choice where none is made."""
+    if args.strategy is None:
+        for name in ("size", "inputs"):
+            if getattr(args, name) is not None:
+                args.parser.error(f"--{name} is of a choice of pairs: give --strategy, too")
+        return
+    if args.calibration is not None:
+        args.parser.error("--strategy chooses for a new calibration, and --calibration gives one")
+    if args.activation == "dynamic":
+        args.parser.error("--strategy chooses for a calibration, and dynamic scales need none")
+
+
 def _load_calibration(args: argparse.Namespace) -> Calibration | None:
     if args.calibration is None:
         return None
@@ -244,6 +283,8 @@ def _calibrate(
     if not args.quiet:
         batches = -(-len(texts) // args.batch)
         estimate = _seconds_per_step(args, pipe, texts[: args.batch]) * steps * batches
+        # once for signatures, and once more for the chosen pairs
+        estimate *= 1 if args.strategy is None else 2
         note(
             args,
             f"calibrating on {len(texts)} prompts, {steps} steps each: about {estimate:.0f} s; "
@@ -260,10 +301,26 @@ def _calibrate(
         batch=args.batch,
         progress=not args.quiet,
         cache=args.cache,
+        strategy=args.strategy,
+        size=args.size,
+        inputs=args.inputs,
     )
+    if calibration.selection is not None:
+        _tell_choice(args, calibration.selection)
     if args.save_calibration is not None:
         calibration.save(args.save_calibration)
     return calibration
+
+
+def _tell_choice(args: argparse.Namespace, selection: Selection) -> None:
+    total = len(selection.meta.prompt_keys) * selection.meta.steps
+    note(
+        args,
+        f"{selection.strategy} chose {len(selection.pairs)} of {total} pairs: "
+        f"{selection.coverage:.0%} of the layers' range bins are covered",
+    )
+    for warning in selection.warnings:
+        note(args, f"warning: {warning}")
 
 
 def _seconds_per_step(

@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ptq4adm.calibrating import DEFAULT_BUCKETS, calibrate
 from ptq4adm.calibration import Calibration
 from ptq4adm.calibration.merge import merge_calibrations
 from ptq4adm.calibration.prompts import check_prompts, default_prompts, prompts_hash
 from ptq4adm.errors import ConfigError, DependencyError, ProcessError, Ptq4admError
 from ptq4adm.models import find_adapter
-from ptq4adm.quantization import DEFAULT_BUCKETS, calibrate
 
 __all__ = ["calibrate_in_processes", "generate_in_processes"]
 

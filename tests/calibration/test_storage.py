@@ -115,7 +115,7 @@ def test_an_interrupted_save_leaves_the_old_file(
         target.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ptq4adm.calibration.storage.save_file", interrupted)
+    monkeypatch.setattr("ptq4adm.calibration.files.save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         calibration.save(path)
     assert path.read_bytes() == before
