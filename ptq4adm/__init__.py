@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ptq4adm.integrations.model_card import model_card
     from ptq4adm.integrations.processes import calibrate_in_processes, generate_in_processes
     from ptq4adm.integrations.quantizer import PTQ4ADMQuantizer
-    from ptq4adm.models import shipped_pipeline_path
+    from ptq4adm.models import ModuleAdapter, shipped_pipeline_path
     from ptq4adm.models.pipeline import TextToAudioPipeline
     from ptq4adm.nn import W4A8Conv2d, W4A8Linear, W8A8Conv2d, W8A8Linear, set_backend
     from ptq4adm.packing.description import dequantize
@@ -47,6 +47,7 @@ _HOME = {
     "calibrate_in_processes": "ptq4adm.integrations.processes",
     "generate_in_processes": "ptq4adm.integrations.processes",
     "model_card": "ptq4adm.integrations.model_card",
+    "ModuleAdapter": "ptq4adm.models",
     "shipped_pipeline_path": "ptq4adm.models",
     "TextToAudioPipeline": "ptq4adm.models.pipeline",
     "W4A8Conv2d": "ptq4adm.nn",
@@ -66,6 +67,7 @@ _HOME = {
 
 __all__ = [
     "Calibration",
+    "ModuleAdapter",
     "PTQ4ADMConfig",
     "PTQ4ADMQuantizer",
     "Ptq4admError",

@@ -32,6 +32,7 @@ from ptq4adm.errors import ConfigError
 from ptq4adm.models import find_adapter
 from ptq4adm.nn.replace import check_finite
 from ptq4adm.packing.checkpoint import is_quantized
+from ptq4adm.protocols import DenoiserAdapter
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def calibrate(  # noqa: PLR0913 - how prompts are run is one flat list of number
     strategy: str | CalibrationStrategy | SelectionSettings | None = None,
     size: int | None = None,
     inputs: str | Path | None = None,
+    adapter: DenoiserAdapter | None = None,
 ) -> Calibration:
     """Run prompts through a float pipeline and record what its denoiser's layers see.
 
@@ -75,6 +77,7 @@ def calibrate(  # noqa: PLR0913 - how prompts are run is one flat list of number
             more than a name; None records all.
         size: pairs to choose; None for 256, or all if there are fewer.
         inputs: file that keeps what the denoiser is given at the chosen pairs; needs a strategy.
+        adapter: for a model of no known family; None finds the family's.
 
     Returns:
         The records; with a strategy its `selection` has the pairs, what they cover, and warnings.
@@ -93,7 +96,7 @@ def calibrate(  # noqa: PLR0913 - how prompts are run is one flat list of number
             f"{given}: is of a choice of pairs, and strategy is None, which records all; name a "
             "strategy, such as 'activation-aware'"
         )
-    adapter = find_adapter(pipe)
+    adapter = adapter or find_adapter(pipe)
     defaults = adapter.sampling_defaults(pipe)
     steps = defaults.steps if steps is None else steps
     settings = RunSettings(

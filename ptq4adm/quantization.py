@@ -7,16 +7,11 @@ Everything that can be refused is refused before a module is touched. `save_pipe
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -27,7 +22,6 @@ from ptq4adm.errors import (
     CalibrationError,
     CalibrationMismatchError,
     NonFiniteError,
-    OutputError,
 )
 from ptq4adm.models import TextToAudioPipeline, families, find_adapter, save_components
 from ptq4adm.nn import QuantizedLayer, StepIndex, StorageLayer, attach_step_hook
@@ -36,6 +30,7 @@ from ptq4adm.nn.fuse import fuse_blocks
 from ptq4adm.nn.replace import check_finite, check_hooks, quantized_layer, replace_layers
 from ptq4adm.ops import resolve_backend
 from ptq4adm.packing.checkpoint import QuantState, is_quantized, mark_quantized, save_denoiser
+from ptq4adm.packing.folders import atomic_folder
 from ptq4adm.protocols import DenoiserAdapter
 from ptq4adm.quant.layers import quantizable_layers
 from ptq4adm.quant.plan import PlanRow, QuantPlan, choose_schemes, plan_row
@@ -44,7 +39,6 @@ __all__ = [
     "PlanRow",
     "QuantPlan",
     "calibrate",
-    "check_output",
     "load_pipeline",
     "plan",
     "quantize",
@@ -55,7 +49,11 @@ logger = logging.getLogger(__name__)
 
 
 def plan(
-    pipe: Any, config: QuantConfig | None = None, calibration: Calibration | None = None
+    pipe: Any,
+    config: QuantConfig | None = None,
+    calibration: Calibration | None = None,
+    *,
+    adapter: DenoiserAdapter | None = None,
 ) -> QuantPlan:
     """What `quantize` would do; nothing is changed, and no calibration is needed to ask.
 
@@ -63,12 +61,13 @@ def plan(
         pipe: a pipeline, or a bare denoiser.
         config: None for the default.
         calibration: None counts the scale tables of ten buckets.
+        adapter: for a model of no known family; None finds the family's.
 
     Raises:
         PatternError: if an override matches no layer.
         CalibrationMismatchError: if the calibration is another model's.
     """
-    return _Job(pipe, config or QuantConfig(), calibration).plan()
+    return _Job(pipe, config or QuantConfig(), calibration, adapter).plan()
 
 
 def quantize(
@@ -77,6 +76,7 @@ def quantize(
     calibration: Calibration | None = None,
     *,
     progress: bool = True,
+    adapter: DenoiserAdapter | None = None,
 ) -> QuantPlan:
     """Replace the layers of a pipeline's denoiser, or of a bare one, in place, and fuse its blocks.
 
@@ -88,6 +88,7 @@ def quantize(
         config: None for the default, W4A8.
         calibration: of this very model; not needed with `activation="dynamic"`.
         progress: show a bar on a terminal.
+        adapter: for a model of no known family; None finds the family's.
 
     Returns:
         What was done.
@@ -101,7 +102,7 @@ def quantize(
         BackendUnavailableError: if the named backend cannot run here.
         ConfigError: if the model is quantized already.
     """
-    job = _Job(pipe, config or QuantConfig(), calibration)
+    job = _Job(pipe, config or QuantConfig(), calibration, adapter)
     job.check()
     result = job.plan()
     job.apply(result, progress)
@@ -127,7 +128,7 @@ def save_pipeline(pipe: Any, out: str | Path, *, overwrite: bool = False) -> Pat
     adapter = find_adapter(pipe)
     denoiser = adapter.denoiser(pipe)
     own = (adapter.denoiser_name,) if is_quantized(denoiser) else ()
-    with _atomic_folder(out, overwrite=overwrite) as folder:
+    with atomic_folder(out, overwrite=overwrite) as folder:
         save_components(pipe, folder, skip=own)
         for name in own:
             save_denoiser(denoiser, folder / name)
@@ -163,28 +164,6 @@ def load_pipeline(
     return families.load_pipeline(path, device=device, dtype=dtype, backend=backend, **original)
 
 
-def check_output(out: str | Path, *, overwrite: bool = False) -> None:
-    """Refuse an output folder before any work is done for it.
-
-    Raises:
-        OutputError: if `out` is a file, or a folder with content and `overwrite` is False, or lies
-            below a file, or may not be written.
-    """
-    out = Path(out).absolute()
-    if out.is_dir():
-        if any(out.iterdir()) and not overwrite:
-            raise OutputError(
-                f"{out}: exists and is not empty; choose another output, or overwrite it"
-            )
-    elif out.exists():
-        raise OutputError(f"{out}: exists and is not a folder; choose another output")
-    parent = next(p for p in out.parents if p.exists())
-    if not parent.is_dir():
-        raise OutputError(f"{out}: {parent} is a file, not a folder; choose another output")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{out}: no permission to write in {parent}; choose another output")
-
-
 @dataclass
 class _Job:
     """One model with one config: checks, plan, replacement."""
@@ -192,9 +171,10 @@ class _Job:
     pipe: Any
     config: QuantConfig
     calibration: Calibration | None
+    given_adapter: DenoiserAdapter | None
 
     def __post_init__(self) -> None:
-        self.adapter: DenoiserAdapter = find_adapter(self.pipe)
+        self.adapter = self.given_adapter or find_adapter(self.pipe)
         self.denoiser: nn.Module = self.adapter.denoiser(self.pipe)
         check_float(self.denoiser)
         self.layers = quantizable_layers(self.denoiser)
@@ -310,36 +290,3 @@ class _Job:
         tensors = (*self.denoiser.parameters(), *self.denoiser.buffers())
         others = [t for t in tensors if id(t) not in planned]
         return 2 * sum(t.numel() for t in others), sum(t.numel() * t.element_size() for t in others)
-
-
-@contextmanager
-def _atomic_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A new folder beside `out` that takes its place when the block ends without an error.
-
-    An interruption at any point leaves `out` as it was: the block's folder is deleted.
-
-    Raises:
-        OutputError: if `out` exists and may not be replaced, or cannot be made.
-    """
-    out = Path(out).absolute()
-    check_output(out, overwrite=overwrite)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    previous = out.with_name(f".{out.name}.{os.getpid()}.previous")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be made ({error}); choose another output") from error
-    try:
-        yield partial
-        if out.exists():
-            out.rename(previous)
-        partial.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{out}: cannot be written ({error}); choose another output") from error
-    finally:
-        if previous.exists() and not out.exists():
-            previous.rename(out)
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(previous, ignore_errors=True)

@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "calibration": {"errors", "protocols", "config", "quant"},
     "nn": {"errors", "config", "quant", "packing.layout", "dispatch", "ops"},
     "packing.weight_files": {"errors"},
+    "packing.folders": {"errors"},
     "packing.portions": {"nn"},
     "packing.description": {"errors", "config", "nn"},
     "packing.checkpoint": {
@@ -35,10 +36,13 @@ ALLOWED: dict[str, set[str]] = {
         "packing.checkpoint",
     },
     "floating": {"dispatch", "nn", "models"},
-    "calibrating": {"errors", "packing.checkpoint", "calibration", "nn", "models"},
+    "calibrating": {
+        "errors", "protocols", "packing.checkpoint", "calibration", "nn", "models",
+    },
     "quantization": {
         "errors", "protocols", "config", "packing.layout", "packing.description",
-        "packing.checkpoint", "quant", "calibration", "calibrating", "nn", "ops", "models",
+        "packing.checkpoint", "packing.folders", "quant", "calibration", "calibrating", "nn", "ops",
+        "models",
     },
     "integrations": {
         "errors", "config", "calibration", "calibrating", "nn", "packing.description",

@@ -13,7 +13,8 @@ from ptq4adm.calibration import Calibration
 from ptq4adm.config import QuantConfig
 from ptq4adm.errors import OutputError
 from ptq4adm.models import TextToAudioPipeline
-from ptq4adm.quantization import check_output, load_pipeline, quantize, save_pipeline
+from ptq4adm.packing.folders import check_output
+from ptq4adm.quantization import load_pipeline, quantize, save_pipeline
 
 PROMPTS = ["a dog barks", "rain"]
 FAST: dict[str, Any] = {"weight_observer": "absmax", "activation_observer": "absmax"}

@@ -195,7 +195,8 @@ def run(args: argparse.Namespace) -> int:
     from ptq4adm.models.components import check_device
     from ptq4adm.models.families import recognize
     from ptq4adm.ops import resolve_backend
-    from ptq4adm.quantization import check_output, load_pipeline, plan, quantize, save_pipeline
+    from ptq4adm.packing.folders import check_output
+    from ptq4adm.quantization import load_pipeline, plan, quantize, save_pipeline
 
     # everything that can be refused is refused before the minutes of calibration
     if not args.dry_run:

@@ -13,6 +13,7 @@ from ptq4adm.models.components import INDEX_FILE, save_components
 from ptq4adm.models.conditioning import Conditioning
 from ptq4adm.models.families import find_adapter
 from ptq4adm.models.make_an_audio import MakeAnAudio, make_an_audio_unet
+from ptq4adm.models.module import ModuleAdapter
 from ptq4adm.models.pipeline import TextToAudioPipeline
 from ptq4adm.models.tango import Tango, tango_unet
 from ptq4adm.models.unet2d import UNet2DAdapter
@@ -22,6 +23,7 @@ __all__ = [
     "AudioLDM2",
     "Conditioning",
     "MakeAnAudio",
+    "ModuleAdapter",
     "PipelineAdapter",
     "Tango",
     "TextToAudioPipeline",

@@ -60,9 +60,9 @@ def find_adapter(pipe: Any) -> DenoiserAdapter:
             return PipelineAdapter(family)
     raise UnsupportedModelError(
         f"{type(pipe).__name__} is not a supported model: expected a ptq4adm TextToAudioPipeline, "
-        "a diffusers AudioLDMPipeline or AudioLDM2Pipeline, or a UNet2DConditionModel; single "
-        "layers of other models can be replaced with ptq4adm.W4A8Linear.from_float and "
-        "ptq4adm.W4A8Conv2d.from_float"
+        "a diffusers AudioLDMPipeline or AudioLDM2Pipeline, or a UNet2DConditionModel; for other "
+        "modules pass adapter=ptq4adm.ModuleAdapter(), and single layers can be replaced with "
+        "ptq4adm.W4A8Linear.from_float and ptq4adm.W4A8Conv2d.from_float"
     )
 
 
