@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import calibration_tables
 import cpu_tables
 import prompt_tables
 from cpu_tables import markdown
@@ -120,6 +121,9 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/benchmarks-cpu.md": {
         "cpu-shapes": lambda: cpu_tables.shape_table(RESULTS),
         "cpu-peaks": lambda: cpu_tables.peak_table(RESULTS),
+    },
+    "docs/calibration.md": {
+        "calibration": lambda: calibration_tables.strategy_table(RESULTS),
     },
     "docs/prompts.md": {
         "prompts-reading": lambda: prompt_tables.reading_table(RESULTS),
