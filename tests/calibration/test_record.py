@@ -26,6 +26,7 @@ from ptq4adm.errors import (
     NonFiniteError,
     PromptError,
 )
+from ptq4adm.prompts import find_domain
 from ptq4adm.protocols import DenoiserAdapter
 
 SETTINGS = RunSettings(steps=4, guidance=2.0, buckets=4, batch=2)
@@ -152,6 +153,11 @@ def test_default_prompts_are_many_different_and_not_empty() -> None:
     assert len(prompts) == len(set(prompts)) >= 16
     assert all(p.strip() == p and p for p in prompts)
     assert prompts_hash(prompts) != prompts_hash(prompts[::-1])
+
+
+def test_default_prompts_are_no_captions_of_the_test_split() -> None:
+    domain = find_domain("audioldm-tiny")
+    assert [prompt for prompt in default_prompts() if domain.is_reserved(prompt)] == []
 
 
 class TestFingerprint:
