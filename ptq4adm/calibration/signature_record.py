@@ -23,6 +23,7 @@ from ptq4adm.calibration.signatures import (
     empty_values,
     open_signatures,
     prompt_keys,
+    remove_shards,
     scheduler_settings,
     write_index,
     write_shard,
@@ -220,6 +221,8 @@ def record_signatures(
 def _done(folder: Path, meta: SignatureMeta, denoiser: nn.Module, pipe: Any) -> int:
     """Prompts that an earlier call recorded; a new folder is begun."""
     if not (folder / INDEX).is_file():
+        # shards without an index are of nobody knows what
+        remove_shards(folder, 0)
         write_index(folder, meta)
         return 0
     earlier = open_signatures(folder)
@@ -231,5 +234,7 @@ def _done(folder: Path, meta: SignatureMeta, denoiser: nn.Module, pipe: Any) -> 
             f"{earlier.meta.prompts_hash}); choose another folder"
         )
     done = earlier.done
+    # behind a gap: recorded again, and perhaps in other batches, which would leave two of a prompt
+    remove_shards(folder, done)
     logger.info("signatures in %s: %d of %d prompts done", folder, done, len(meta.prompt_keys))
     return done

@@ -189,8 +189,7 @@ def open_signatures(folder: str | Path) -> Signatures:
         meta = SignatureMeta.from_dict(content["meta"])
     except (KeyError, TypeError, OSError, json.JSONDecodeError) as error:
         raise CalibrationError(f"{path}: broken ({error!r}); record again") from error
-    starts = sorted(int(p.stem.rsplit("-", 1)[1]) for p in folder.glob("signatures-*.safetensors"))
-    return Signatures(folder, meta, tuple(starts))
+    return Signatures(folder, meta, tuple(_starts(folder)))
 
 
 def write_index(folder: Path, meta: SignatureMeta) -> None:
@@ -205,9 +204,21 @@ def write_shard(folder: Path, start: int, tensors: Mapping[str, Tensor]) -> None
     write_tensors(shard_path(folder, start), tensors, header, "signatures")
 
 
+def remove_shards(folder: Path, first: int) -> None:
+    """Delete the shards whose first prompt is `first` or a later one."""
+    for start in _starts(folder):
+        if start >= first:
+            shard_path(folder, start).unlink()
+
+
 def shard_path(folder: Path, start: int) -> Path:
     """File of the shard whose first prompt is `start`."""
     return folder / f"signatures-{start:05d}.safetensors"
+
+
+def _starts(folder: Path) -> list[int]:
+    """First prompt of every shard, rising."""
+    return sorted(int(p.stem.rsplit("-", 1)[1]) for p in folder.glob("signatures-*.safetensors"))
 
 
 def scheduler_settings(pipe: Any) -> str:

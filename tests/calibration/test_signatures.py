@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,25 @@ class TestResuming:
         with pytest.raises(CalibrationError, match="2 of 5 prompts are recorded"):
             bin_signatures(unfinished, STRATA)
         assert torch.equal(_values(_record(Pipe(), tmp_path)), whole)
+
+    def test_what_lies_behind_a_gap_is_recorded_again_in_any_batch(self, tmp_path: Path) -> None:
+        whole = _values(_record(Pipe(), tmp_path, settings=replace(SETTINGS, batch=1)))
+        shard_path(tmp_path, 1).unlink()
+        again = _record(Pipe(), tmp_path, settings=replace(SETTINGS, batch=3))
+        assert again.starts == (0, 1, 4)
+        assert again.done == 5
+        torch.testing.assert_close(_values(again), whole)
+
+    def test_shards_without_an_index_count_for_nothing(self, tmp_path: Path) -> None:
+        pipe = Pipe()
+        _record(pipe, tmp_path)
+        (tmp_path / "signatures.json").unlink()
+        with torch.no_grad():
+            pipe.net.first.weight.mul_(2)
+        pipe.stop_at = PROMPTS[2]
+        with pytest.raises(KeyboardInterrupt):
+            _record(pipe, tmp_path)
+        assert open_signatures(tmp_path).done == 2
 
     def test_an_index_of_another_version_or_kind_is_refused(self, tmp_path: Path) -> None:
         _record(Pipe(), tmp_path)
