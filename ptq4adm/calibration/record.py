@@ -23,6 +23,7 @@ from ptq4adm.calibration.hooks import LayerHooks
 from ptq4adm.calibration.inputs import InputRecorder
 from ptq4adm.calibration.prompts import check_prompts, prompts_hash
 from ptq4adm.calibration.selection import Selection
+from ptq4adm.calibration.signatures import scheduler_settings
 from ptq4adm.calibration.storage import Calibration, CalibrationMeta
 from ptq4adm.errors import (
     CalibrationError,
@@ -46,7 +47,8 @@ class RunSettings:
         guidance: classifier-free guidance scale.
         seed: prompt i starts from the noise of seed + i.
         buckets: timestep buckets with their own scales.
-        batch: prompts run at once; changes no result but rounding.
+        batch: prompts run at once; changes no result but rounding, and the choice of
+            "density-diversity", whose features are of the first batch.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -107,7 +109,13 @@ class ActivationRecorder(LayerHooks):
         first, count = self._first, len(self.prompts)
         self._chosen = [i for i in range(count) if (first + i, self.step) in self._pairs]
         if self.inputs is not None and self._chosen:
-            # diffusers' name of the first argument; the others that matter are passed by name
+            if len(args) > 2 or not (args or "sample" in kwargs):
+                raise CalibrationError(
+                    f"inputs: the denoiser was called with {len(args)} arguments by position and "
+                    f"{', '.join(kwargs) or 'none'} by name, and is recorded where it is called as "
+                    "(sample, timestep, name=...); pass the others by name, or record no inputs"
+                )
+            # diffusers' name of the first argument
             given = {**kwargs, "sample": args[0] if args else kwargs["sample"]}
             halves = self.halves("sample", given["sample"])
             for i in self._chosen:
@@ -168,9 +176,9 @@ def record(
         prompts: none empty.
         settings: how they are run.
         progress: show a bar on a terminal.
-        cache: folder that keeps the records after each batch. A call with the same model, prompts
-            and settings goes on where an interrupted one stopped, and returns at once if one was
-            finished.
+        cache: folder that keeps the records after each batch. A call with the same model,
+            scheduler, prompts and settings goes on where an interrupted one stopped, and returns at
+            once if one was finished.
         selection: record these (prompt, step) pairs only, and run no prompt without one; None for
             all.
         inputs: keeps what the denoiser is given at them. Nothing is taken from the cache then: it
@@ -196,11 +204,14 @@ def record(
     )
     if selection is not None:
         _check_selection(selection, meta, denoiser, pipe)
-    path = None if cache is None else _cache_file(Path(cache), meta, selection)
+    path = None
+    if cache is not None:
+        path = _cache_file(Path(cache), meta, scheduler_settings(pipe), selection)
     earlier = _read_cache(path, meta) if inputs is None else None
     done = 0 if earlier is None else earlier.meta.prompt_count
     if earlier is not None and done >= len(texts):
-        return earlier
+        # the same pairs may have been chosen by another strategy, in another order
+        return replace(earlier, selection=selection)
     # no bucket has scales yet: the recorder only asks which bucket a timestep is in
     buckets = TimestepBuckets(meta.num_train_timesteps, (False,) * settings.buckets)
     recorder = ActivationRecorder(
@@ -255,8 +266,10 @@ def _check_selection(
             )
 
 
-def _cache_file(folder: Path, meta: CalibrationMeta, selection: Selection | None) -> Path:
-    content = json.dumps(asdict(meta), sort_keys=True)
+def _cache_file(
+    folder: Path, meta: CalibrationMeta, scheduler: str, selection: Selection | None
+) -> Path:
+    content = json.dumps([asdict(meta), scheduler], sort_keys=True)
     content += "" if selection is None else selection.digest()
     key = hashlib.sha256(content.encode()).hexdigest()[:16]
     return folder / f"calibration-{key}.safetensors"

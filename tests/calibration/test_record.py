@@ -109,6 +109,14 @@ class TestCache:
         _record(pipe, cache=tmp_path)
         assert len(pipe.runs) == runs + 4
 
+    def test_another_scheduler_does_not_use_it(self, tmp_path: Path) -> None:
+        pipe = Pipe()
+        _record(pipe, cache=tmp_path)
+        runs = len(pipe.runs)
+        pipe.scheduler.config["beta_start"] = 0.3
+        _record(pipe, cache=tmp_path)
+        assert len(pipe.runs) == 2 * runs
+
     def test_a_damaged_cache_is_made_again(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

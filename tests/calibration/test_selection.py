@@ -166,6 +166,13 @@ class TestRecording:
         other = select_pairs(signatures, 4, _choose(0, 1, 10, 19))
         assert _record(Pipe(), other, cache=tmp_path).digest() != resumed.digest()
 
+    def test_the_same_pairs_of_another_strategy_keep_their_own_name_and_curve(
+        self, signatures: Signatures, tmp_path: Path
+    ) -> None:
+        for name in ("random", "activation-aware"):
+            every = select_pairs(signatures, 4, SelectionSettings(name, 20))
+            assert _record(Pipe(), every, cache=tmp_path).selection == every
+
     def test_a_selection_of_another_model_scheduler_or_run_is_refused(
         self, signatures: Signatures
     ) -> None:
@@ -248,6 +255,15 @@ class TestInputs:
         # the mask of all positions, the timestep and the number are not of a batch
         assert set(found.arguments) == {"class_labels"}
         assert found.sample[0].tolist() == [[[1.0]], [[3.0]]]
+
+    def test_arguments_that_would_be_lost_are_refused(self, signatures: Signatures) -> None:
+        selection = select_pairs(signatures, 4, SelectionSettings(size=6))
+        pipe = Pipe()
+        forward = pipe.net.forward
+        pipe.net.forward = lambda x, t, _extra=None: forward(x, t)  # type: ignore[assignment]
+        pipe.net.register_forward_pre_hook(lambda _, args: (*args, args[0]))
+        with pytest.raises(CalibrationError, match=r"3 arguments by position and none by name"):
+            _record(pipe, selection, inputs=InputRecorder(6))
 
     def test_more_than_the_limit_is_refused_at_the_first_pair(self) -> None:
         kept = InputRecorder(1000, max_bytes=1000)
