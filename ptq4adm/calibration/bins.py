@@ -6,8 +6,8 @@ least and greatest range above 0 that any pair of the same stratum showed:
     bin(r) = floor( n log(r / lo) / log(hi / lo) ),    in 0 .. n - 1                        (1)
 
 A range of 0 falls into bin 0. A *column* is a site and guidance half. Owns the table that all
-strategies choose from, and what a choice covers of it. Bins are all that stays in memory: one int16
-a pair and column.
+strategies choose from, and what a choice covers of it. Of the signatures bins alone stay in memory,
+one int16 a pair and column; a choice needs an int64 of each beside it.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def choose_skewed_steps(
 
         t ~ N(mean T, (deviation T)^2),   0 <= t < T                                        (1)
 
-    A step of which every prompt is taken already is drawn again.
+    Where every prompt of the nearest step is taken already, the next nearest one gives a pair.
 
     Args:
         table: all pairs.
@@ -133,7 +133,8 @@ def tdac_weights(features: Tensor, threshold: float, diversity: float) -> Tensor
     Source: EDA-DM, TDAC.
     """
     F = features.double()
-    squared = (F[:, None] - F[None, :]).square().mean(dim=2)
+    # one step at a time: all differences at once take S * S * F numbers, gigabytes for 200 steps
+    squared = torch.stack([(F - one).square().mean(dim=1) for one in F])
     density = (squared <= threshold).sum(dim=1).double()
     unit = F / F.norm(dim=1, keepdim=True).clamp_min(1e-12)
     distance = (1.0 - unit @ unit.T).sum(dim=1)
