@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "quant": {"errors", "config", "packing.layout", "ops"},
     "calibration": {"errors", "protocols", "config", "quant"},
     "nn": {"errors", "config", "quant", "packing.layout", "dispatch", "ops"},
+    "rounding": {"errors", "config", "packing.layout", "quant", "calibration"},
     "packing.weight_files": {"errors"},
     "packing.folders": {"errors"},
     "packing.portions": {"nn"},

@@ -2,14 +2,16 @@
 
 File: one safetensors file of `pairs` int64 [N, 2] (prompt, step), `timesteps` float64 [N], `sample`
 [N, H, C, h, w] and one tensor [N, H, ...] for every tensor among the call's keyword arguments
-(`argument.class_labels`, ...), over N pairs and H guidance halves. The whole set is in memory while
-it is recorded, so its size has a limit, checked at the first pair.
+(`argument.class_labels`, ...), over N pairs and H guidance halves; arguments that are None, numbers
+or strings are in its header. The whole set is in memory while it is recorded, so its size has a
+limit, checked at the first pair.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ class ChosenInputs:
         timesteps: float64 [N].
         sample: [N, H, C, h, w].
         arguments: keyword to [N, H, ...].
+        constants: keyword to None, number or string, of every call alike.
     """
 
     fingerprint: str
@@ -46,6 +49,7 @@ class ChosenInputs:
     timesteps: Tensor
     sample: Tensor
     arguments: Mapping[str, Tensor]
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, denoiser: nn.Module) -> None:
         """Refuse another model.
@@ -72,6 +76,7 @@ class ChosenInputs:
             "format": FORMAT,
             "format_version": str(FORMAT_VERSION),
             "fingerprint": self.fingerprint,
+            "constants": json.dumps(dict(self.constants), sort_keys=True),
         }
         write_tensors(Path(path), tensors, header, "the inputs")
 
@@ -92,13 +97,14 @@ class ChosenInputs:
                     f"{FORMAT} {FORMAT_VERSION}; record again"
                 )
             main = {name: tensors.pop(name) for name in ("pairs", "timesteps", "sample")}
-        except (OSError, SafetensorError, KeyError) as error:
+            constants = json.loads(header["constants"])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise CalibrationError(
                 f"{path}: missing, truncated or not inputs of a calibration ({error!r}); record "
                 "again"
             ) from error
         rest = {n.removeprefix(_PREFIX): t for n, t in tensors.items() if n.startswith(_PREFIX)}
-        return cls(fingerprint=header["fingerprint"], arguments=rest, **main)
+        return cls(fingerprint=header["fingerprint"], arguments=rest, constants=constants, **main)
 
 
 class InputRecorder:
@@ -114,6 +120,7 @@ class InputRecorder:
         self._pairs: list[tuple[int, int]] = []
         self._timesteps: list[float] = []
         self._parts: list[dict[str, Tensor]] = []
+        self._constants: dict[str, Any] = {}
 
     def add(
         self,
@@ -148,6 +155,12 @@ class InputRecorder:
                 f"inputs of {self.size} pairs take {needed / 2**20:.0f} MiB, the limit is "
                 f"{self.max_bytes / 2**20:.0f} MiB; choose fewer pairs, or record no inputs"
             )
+        plain = (bool, int, float, str, type(None))
+        self._constants = {
+            name: value
+            for name, value in arguments.items()
+            if isinstance(value, plain) and name not in _TIMES
+        }
         self._pairs.append(pair)
         self._timesteps.append(timestep)
         self._parts.append(part)
@@ -161,4 +174,5 @@ class InputRecorder:
             timesteps=torch.tensor(self._timesteps, dtype=torch.float64),
             sample=parts.pop("sample"),
             arguments=parts,
+            constants=self._constants,
         )

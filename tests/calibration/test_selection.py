@@ -244,6 +244,7 @@ class TestInputs:
         assert torch.equal(back.pairs, found.pairs)
         assert torch.equal(back.timesteps, found.timesteps)
         assert torch.equal(back.arguments["class_labels"], found.arguments["class_labels"])
+        assert back.constants == found.constants == {"scale": 2.0, "encoder_hidden_states": None}
         with pytest.raises(CalibrationMismatchError, match="recorded on model"):
             back.check(Pipe().net)
         path.write_bytes(path.read_bytes()[:90])
@@ -281,6 +282,7 @@ def _inputs() -> ChosenInputs:
         "class_labels": torch.randn(4, 7),
         "mask": torch.ones(9),
         "scale": 2.0,
+        "encoder_hidden_states": None,
     }
     kept.add((1, 0), 5.0, torch.tensor([1, 3]), arguments)
     return kept.result("f" * 32)
