@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,6 +194,16 @@ def test_inspect_shows_schemes_sizes_and_calibration(
     line = next(x for x in text.splitlines() if x.startswith("up_blocks.0.resnets.0.conv_shortcut"))
     assert "w4a8" in line
     assert "static 128+128" in line
+
+
+def test_inspect_passes_over_a_component_that_is_none(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(packed, tmp_path / "copy")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"safety_checker": [None, None]}))
+    assert main(["inspect", str(folder), "--json"]) == 0
+    assert "safety_checker" not in json.loads(capsys.readouterr().out)["components"]
 
 
 def test_inspect_json_agrees_with_the_loaded_model(

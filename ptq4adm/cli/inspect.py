@@ -70,8 +70,9 @@ def inspect_folder(folder: Path, table: Path | None = None) -> dict[str, Any]:
                 f.stat().st_size for f in component_folder(folder, name).rglob("*") if f.is_file()
             ),
         }
-        # a pipeline may have more than this package needs
-        for name in sorted(name for name, entry in index.items() if isinstance(entry, list))
+        # a pipeline may have more than this package needs; diffusers writes [null, null] for none
+        for name, entry in sorted(index.items())
+        if isinstance(entry, list) and all(entry)
     }
     config = read_json(component_folder(folder, "unet") / "config.json")
     quantization = config.get("quantization_config")

@@ -133,10 +133,15 @@ class PTQ4ADMConfig(QuantizationConfigMixin):
         """Change fields of a request; returns what it does not know.
 
         Raises:
-            ConfigError: for an unknown value.
+            ConfigError: for an unknown value, or a field of a description.
         """
         fields = self.quant_config.to_dict()
         known = {key: value for key, value in kwargs.items() if key in fields}
+        if known and self.is_description:
+            raise ConfigError(
+                f"{', '.join(known)}: this quantization_config says what a quantized model is, and "
+                "cannot be changed; quantize the float model with another PTQ4ADMConfig"
+            )
         self.quant_config = QuantConfig.from_dict({**fields, **known})
         return {key: value for key, value in kwargs.items() if key not in fields}
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ptq4adm.errors import ConfigError, MissingComponentError
+from ptq4adm.models.components import INDEX_FILE
 from ptq4adm.packing.checkpoint import CONFIG_FILE, empty_model, read_config
 from ptq4adm.packing.description import check_version
 from ptq4adm.packing.weight_files import find_weight_files
 
 __all__ = ["model_card"]
 
-_INDEX_FILE = "model_index.json"
 _DENOISER = "unet"
 
 
@@ -79,18 +79,18 @@ def model_card(
 
 
 def _read(folder: Path, variant: str | None) -> _Facts:
-    is_pipeline = (folder / _INDEX_FILE).is_file()
+    is_pipeline = (folder / INDEX_FILE).is_file()
     home = folder / _DENOISER if is_pipeline else folder
     if not (home / CONFIG_FILE).is_file():
         raise MissingComponentError(
-            f"{folder}: neither {_INDEX_FILE} with a {_DENOISER}, nor {CONFIG_FILE}; give the "
+            f"{folder}: neither {INDEX_FILE} with a {_DENOISER}, nor {CONFIG_FILE}; give the "
             "folder that save_pipeline or save_pretrained wrote"
         )
     config = read_config(home / CONFIG_FILE)
     described = config.pop("quantization_config", None)
     check_version(str(home / CONFIG_FILE), described)
     model = empty_model(home, config)
-    pipeline = read_config(folder / _INDEX_FILE).get("_class_name") if is_pipeline else None
+    pipeline = read_config(folder / INDEX_FILE).get("_class_name") if is_pipeline else None
     return _Facts(
         model=type(model).__name__,
         pipeline=pipeline,
@@ -125,21 +125,31 @@ def _introduction(facts: _Facts, base_model: str | None) -> str:
 
 
 def _usage(facts: _Facts, name: str, variant: str | None) -> str:
-    variant_argument = "" if variant is None else f', variant="{variant}"'
-    own = f'unet = {facts.model}.from_pretrained("{name}"{variant_argument})\n'
-    imported = facts.model
-    if facts.pipeline is not None:
-        imported = "DiffusionPipeline"
-        own = f'pipe = DiffusionPipeline.from_pretrained("{name}"{variant_argument})\n'
     return (
         "## Use\n\n"
         "`import ptq4adm` must come before the model is loaded: without it, diffusers stops with "
         "`Unknown quantization type, got ptq4adm`.\n\n"
         "```sh\npip install ptq4adm accelerate\n```\n\n"
         "```python\nimport ptq4adm  # makes diffusers know the format\n"
-        f"from diffusers import {imported}\n\n{own}```\n\n"
+        f"{_example(facts, name, variant)}```\n\n"
         "Another dtype is chosen with `dtype=`; the scales of packed layers stay float32.\n"
     )
+
+
+def _example(facts: _Facts, name: str, variant: str | None) -> str:
+    """How it is loaded: by diffusers, or by this package where the pipeline is one of its own."""
+    import diffusers
+
+    if facts.pipeline is not None and not hasattr(diffusers, facts.pipeline):
+        return (
+            "from huggingface_hub import snapshot_download\n\n"
+            f'pipe = ptq4adm.load_pipeline(snapshot_download("{name}"))\n'
+        )
+    kind, variable = "DiffusionPipeline", "pipe"
+    if facts.pipeline is None:
+        kind, variable = facts.model, "unet"
+    place = f'"{name}"' + ("" if variant is None else f', variant="{variant}"')
+    return f"from diffusers import {kind}\n\n{variable} = {kind}.from_pretrained({place})\n"
 
 
 def _table(facts: _Facts) -> str:

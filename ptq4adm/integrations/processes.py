@@ -10,24 +10,24 @@ results do not depend on how many there are. Every process gets all of them.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ptq4adm.calibrating import DEFAULT_BUCKETS, calibrate
+from ptq4adm.calibrating import calibrate
 from ptq4adm.calibration import Calibration
 from ptq4adm.calibration.merge import merge_calibrations
 from ptq4adm.calibration.prompts import check_prompts, default_prompts, prompts_hash
 from ptq4adm.errors import ConfigError, DependencyError, ProcessError, Ptq4admError
-from ptq4adm.models import find_adapter
 
 __all__ = ["calibrate_in_processes", "generate_in_processes"]
 
 Result = TypeVar("Result")
+_OF_A_CHOICE = ("strategy", "size", "inputs")
 
 
 @dataclass(frozen=True)
@@ -38,46 +38,45 @@ class _Answer:
     error: str | None
 
 
-def calibrate_in_processes(  # noqa: PLR0913 - as `calibrate`
+def calibrate_in_processes(
     pipe: Any,
     prompts: Sequence[str] | None = None,
     *,
-    steps: int | None = None,
-    guidance: float | None = None,
     seed: int = 0,
-    buckets: int | None = None,
     batch: int = 4,
-    progress: bool = True,
-    cache: str | Path | None = None,
+    **options: Any,
 ) -> Calibration:
     """`ptq4adm.calibrate`, with its prompts dealt out; to be called by every process alike.
 
-    Arguments as there; `batch` prompts are run at once, and stay together.
+    Args:
+        pipe: as there.
+        prompts: as there.
+        seed: as there: prompt i has seed + i, whichever process runs it.
+        batch: prompts run at once; they stay together.
+        options: the other arguments of `calibrate`, but `strategy`, `size` and `inputs`: a choice
+            is made among the steps of all prompts, which no process has.
 
     Returns:
         The same calibration on every process, and as one process alone would make it.
 
     Raises:
+        ConfigError: if a strategy is named.
         DependencyError: if accelerate is missing.
         ProcessError: on every process whose own part went well, if another's did not.
         Ptq4admError: as `calibrate`, on the process that failed.
     """
+    given = [name for name in _OF_A_CHOICE if options.get(name) is not None]
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)}: a choice is made among the steps of all prompts, and here every "
+            "process has some; leave it out, or call ptq4adm.calibrate in one process"
+        )
     texts = check_prompts(default_prompts() if prompts is None else prompts)
-    steps = find_adapter(pipe).sampling_defaults(pipe).steps if steps is None else steps
-    count = min(DEFAULT_BUCKETS, steps) if buckets is None else buckets
+    # an unknown name is refused by all processes, not by those that have prompts
+    inspect.signature(calibrate).bind(pipe, texts, **options)
 
     def run(start: int, part: list[str]) -> Calibration:
-        return calibrate(
-            pipe,
-            part,
-            steps=steps,
-            guidance=guidance,
-            seed=seed + start,
-            buckets=count,
-            batch=batch,
-            progress=progress,
-            cache=cache,
-        )
+        return calibrate(pipe, part, seed=seed + start, batch=batch, **options)
 
     parts = _in_processes(texts, batch, run, is_joined=True)
     return merge_calibrations(parts, prompts_hash=prompts_hash(texts), seed=seed)

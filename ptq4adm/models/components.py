@@ -136,8 +136,10 @@ def load_component(folder: Path, name: str, entry: list[str], dtype: torch.dtype
     path = component_folder(folder, name)
     cls = _resolve_class(folder, name, entry)
     if not issubclass(cls, nn.Module):
+        # unless told, transformers asks on the terminal whether to run a folder's code
+        trusted = {"trust_remote_code": False} if entry[0] == "transformers" else {}
         try:
-            return cls.from_pretrained(path)
+            return cls.from_pretrained(path, **trusted)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: cannot load {entry[1]} ({error})") from error
     if not any(any(path.glob(pattern)) for pattern in _WEIGHT_PATTERNS):

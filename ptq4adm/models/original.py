@@ -263,7 +263,9 @@ def load_tokenizer(folders: Sequence[Path], what: str, class_name: str = "AutoTo
             "folder, or name another (tokenizer=, --tokenizer)"
         )
     try:
-        return getattr(transformers, class_name).from_pretrained(folder, local_files_only=True)
+        return getattr(transformers, class_name).from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     # by its class, and by what is broken, a tokenizer raises any of these
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}: cannot load the tokenizer ({error})") from error

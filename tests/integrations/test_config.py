@@ -133,6 +133,14 @@ def test_unused_keywords_come_back_and_known_ones_are_taken() -> None:
     assert (config.quant_config.scheme, config.quant_config.backend) == ("w8a8", "reference")
 
 
+def test_a_description_is_not_changed(described: dict[str, Any]) -> None:
+    config = PTQ4ADMConfig.from_dict(described)
+    assert config.update(colour="blue") == {"colour": "blue"}
+    for change in (config.update, lambda **new: PTQ4ADMConfig.from_dict(described, **new)):
+        with pytest.raises(ConfigError, match=r"scheme: .* cannot be changed"):
+            change(scheme="w8a8")
+
+
 def test_a_calibration_that_nothing_reads_is_refused(tiny_calibration: Path) -> None:
     with pytest.raises(ConfigError, match="activation='static'"):
         PTQ4ADMConfig(calibration=tiny_calibration)

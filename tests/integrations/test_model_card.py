@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,17 @@ def test_its_example_runs(packed: Path) -> None:
     names: dict[str, object] = {}
     exec(found[1], names)
     assert isinstance(names["unet"], nn.Module)
+
+
+def test_a_pipeline_that_diffusers_lacks_is_loaded_by_this_package(
+    packed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(packed, tmp_path, dirs_exist_ok=True)
+    index = tmp_path / "model_index.json"
+    index.write_text(index.read_text().replace("AudioLDMPipeline", "TangoPipeline"))
+    card = ptq4adm.model_card(tmp_path, repo_id="someone/tango-w4a8")
+    assert "DiffusionPipeline" not in card
+    assert 'ptq4adm.load_pipeline(snapshot_download("someone/tango-w4a8"))' in card
 
 
 def test_shards_of_a_variant_are_counted_together(

@@ -6,11 +6,14 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import ptq4adm
 from ptq4adm import Calibration, TextToAudioPipeline
@@ -22,6 +25,8 @@ from ptq4adm.errors import (
     DependencyError,
     PromptError,
 )
+from ptq4adm.models import find_adapter
+from ptq4adm.protocols import SamplingDefaults
 from ptq4adm.quant.observers import HistogramObserver
 
 SCRIPT = Path(__file__).parent / "process_script.py"
@@ -81,6 +86,38 @@ def test_one_process_needs_no_group(float_pipe: TextToAudioPipeline) -> None:
     assert found.digest() == alone.digest()
     clips = ptq4adm.generate_in_processes(float_pipe, PROMPTS[:2], steps=1, seed=5)
     assert torch.equal(clips, float_pipe(PROMPTS[:2], steps=1, seed=5))
+
+
+def test_a_module_is_calibrated_with_its_adapter(float_pipe: TextToAudioPipeline) -> None:
+    def run(unet: nn.Module, prompts: Sequence[str], **options: Any) -> Tensor:
+        assert unet is float_pipe.unet
+        return find_adapter(float_pipe).run(float_pipe, prompts, **options)
+
+    adapter = ptq4adm.ModuleAdapter(run=run, defaults=SamplingDefaults(steps=1, guidance=2.5))
+    options: dict[str, Any] = {"adapter": adapter, "seed": 3, "progress": False}
+    alone = ptq4adm.calibrate(float_pipe.unet, PROMPTS, **options)
+    found = ptq4adm.calibrate_in_processes(float_pipe.unet, PROMPTS, **options)
+    assert found.meta == alone.meta
+    assert found.digest() == alone.digest()
+
+
+@pytest.mark.parametrize(
+    "choice", [{"strategy": "random"}, {"size": 3}, {"inputs": "inputs.safetensors"}]
+)
+def test_a_choice_of_pairs_is_of_one_process(
+    float_pipe: TextToAudioPipeline, choice: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=r"calibrate in one process"):
+        ptq4adm.calibrate_in_processes(float_pipe, PROMPTS, **choice)
+
+
+def test_an_unknown_argument_is_refused_by_every_process(
+    float_pipe: TextToAudioPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # before anything is dealt out: a process without prompts would wait for the others
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(TypeError, match="step"):
+        ptq4adm.calibrate_in_processes(float_pipe, PROMPTS, step=1)
 
 
 @pytest.mark.parametrize("batch", [0, True, 1.5])

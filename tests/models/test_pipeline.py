@@ -20,8 +20,9 @@ from ptq4adm.errors import (
     ShapeError,
 )
 from ptq4adm.models.audioldm import AudioLDM
-from ptq4adm.models.components import COMPONENTS
+from ptq4adm.models.components import COMPONENTS, load_component
 from ptq4adm.models.noise import initial_noise
+from ptq4adm.models.original import load_tokenizer
 from ptq4adm.models.pipeline import TextToAudioPipeline
 
 PROMPTS = ["a dog barks", "rain falls on a roof while a bell rings"]
@@ -295,3 +296,30 @@ def test_a_model_folder_cannot_name_code_to_run(tiny_pipeline: Path, tmp_path: P
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="'subprocess'"):
         AudioLDM.from_folder(folder)
+
+
+@pytest.mark.parametrize("is_component", [True, False], ids=["component", "published"])
+def test_code_beside_a_tokenizer_is_refused_and_nobody_is_asked(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_component: bool
+) -> None:
+    # transformers asks on the terminal, and runs the folder's code after a "y"
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    folder = shutil.copytree(tiny_pipeline / "tokenizer", tmp_path / "tokenizer")
+    (folder / "code.py").write_text(
+        f"open({str(tmp_path / 'marker')!r}, 'w').close()\n"
+        "from transformers import RobertaTokenizerFast as Own\n"
+    )
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["code.Own", "code.Own"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+    def load() -> None:
+        if is_component:
+            entry = ["transformers", "AutoTokenizer"]
+            load_component(tmp_path, "tokenizer", entry, torch.float32)
+        else:
+            load_tokenizer([folder], "a tokenizer")
+
+    with pytest.raises(CheckpointError, match="custom code"):
+        load()
+    assert not (tmp_path / "marker").exists()
