@@ -148,19 +148,24 @@ def finish(parts: list[np.ndarray], plan: PlannedClip) -> np.ndarray:
     return np.round(_unit_peak(audio) * 10 ** (plan.peak_db / 20) * 32767).astype(np.int16)
 
 
-def build(out: Path, count: int, seed: int, jobs: int) -> None:
-    """Render a corpus into a folder; the two files appear only when they are whole."""
+def build(out: Path, count: int, seed: int, jobs: int, split: str | None = None) -> None:
+    """Render a corpus, or one split of it, into a folder.
+
+    The two files appear only when they are whole.
+    """
     require_programs()
-    plans = plan_clips(count, seed)
+    plans = dict(enumerate(plan_clips(count, seed)))
+    if split is not None:
+        plans = {index: plan for index, plan in plans.items() if plan.split == split}
     out.mkdir(parents=True, exist_ok=True)
-    scores = [score for plan in plans for score in plan.scores]
+    scores = [score for plan in plans.values() for score in plan.scores]
     with tqdm(total=len(scores), desc="render", unit="clip") as bar:
         rendered = render_scores(scores, jobs, bar.update)
     audio = np.empty((len(plans), CLIP_SAMPLES), dtype=np.int16)
     row = 0
     with (out / "clips.partial").open("w", encoding="utf-8") as lines:
-        for index, plan in enumerate(plans):
-            audio[index] = finish(list(rendered[row : row + len(plan.scores)]), plan)
+        for i, (index, plan) in enumerate(plans.items()):
+            audio[i] = finish(list(rendered[row : row + len(plan.scores)]), plan)
             row += len(plan.scores)
             lines.write(json.dumps(record(index, plan)) + "\n")
     np.save(out / "audio.partial.npy", audio)
@@ -194,12 +199,13 @@ def main() -> int:
     parser.add_argument("--render", type=Path, metavar="TAR", help="also write the compact form")
     parser.add_argument("--clips", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--split", choices=("train", "valid", "test"), help="render that one only")
     parser.add_argument("--jobs", type=int, default=2, help="renderers or encoders at a time")
     arguments = parser.parse_args()
     _check_manifest()
     try:
         if arguments.render is None or not (arguments.out / "clips.jsonl").exists():
-            build(arguments.out, arguments.clips, arguments.seed, arguments.jobs)
+            build(arguments.out, arguments.clips, arguments.seed, arguments.jobs, arguments.split)
     except MissingProgramError as error:
         print(error, file=sys.stderr)
         return 1
