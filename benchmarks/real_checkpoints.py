@@ -84,14 +84,17 @@ def original(model: str, folder: Path) -> Path:
     return folder if model == "tango" else weights_file(model, folder)
 
 
-def load(model: str, folder: Path, **options: Any) -> dict[str, Any]:
+def heads_of(model: str) -> dict[str, str]:
+    """The option that gives AudioLDM the heads of its original code."""
+    return {"heads": "original"} if model == "audioldm-s" else {}
+
+
+def load(model: str, folder: Path) -> dict[str, Any]:
     """Load every part, through the function that a user calls."""
     import ptq4adm
 
-    if model == "audioldm-s":
-        options = {"heads": "original"}
     start = time.monotonic()
-    pipe = ptq4adm.load_pipeline(original(model, folder), **options)
+    pipe = ptq4adm.load_pipeline(original(model, folder), **heads_of(model))
     counts = {
         name: sum(p.numel() for p in getattr(pipe, name).parameters()) / 1e6
         for name in ("unet", "vae", "text_encoder", "vocoder")
@@ -109,8 +112,7 @@ def compare(model: str, folder: Path) -> dict[str, Any]:
 
     import ptq4adm
 
-    options = {"heads": "original"} if model == "audioldm-s" else {}
-    pipe = ptq4adm.load_pipeline(original(model, folder), **options)
+    pipe = ptq4adm.load_pipeline(original(model, folder), **heads_of(model))
     weights = torch.load(original(model, folder), weights_only=True, mmap=True)["state_dict"]
     torch.manual_seed(0)
     times = torch.tensor([991, 991])
