@@ -29,6 +29,7 @@ _FLOOR = 1e-10  # of a mel energy
 # five of six blocks halve the frames
 _FEWEST_FRAMES = 2**5
 # what the file holds besides: constants of its front end, which are computed here
+_VARIANCE = ".running_var"
 _FRONT = ("spectrogram_extractor.", "logmel_extractor.")
 
 
@@ -54,6 +55,9 @@ class Cnn14Embedding:
             for name, tensor in read_tensors(weights, entry="model").items()
             if not name.startswith(_FRONT)
         }
+        # the count of training steps is never read, and old files lack it
+        norms = [name.removesuffix(_VARIANCE) for name in tensors if name.endswith(_VARIANCE)]
+        tensors |= {f"{norm}.num_batches_tracked": torch.tensor(0) for norm in norms}
         self._network = build(Cnn14, tensors, str(weights), dtype=torch.float32)
         self.weights = file_hash(weights)
         self._filters = mel_bank(_N_FFT, _N_MELS, _F_MIN, _F_MAX)

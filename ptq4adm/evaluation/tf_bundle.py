@@ -56,11 +56,11 @@ def read_bundle(index: bytes, data: bytes) -> dict[str, Tensor]:
         _, at = _varint(index, at)
         start, at = _varint(index, at)
         size, _ = _varint(index, at)
-        tensors = {}
-        for _, handle in _entries(index, start, size):
+        tensors, blocks = {}, index[:footer]
+        for _, handle in _entries(blocks, start, size):
             start, at = _varint(handle, 0)
             size, _ = _varint(handle, at)
-            for key, value in _entries(index, start, size):
+            for key, value in _entries(blocks, start, size):
                 fields = _fields(value)
                 # the empty key holds the header
                 if key and fields.get(_DTYPE) == _FLOAT:
