@@ -11,7 +11,7 @@ help:            ## list the commands
 
 setup: $(STAMP)  ## virtual environment with the package (editable) and its tools
 $(STAMP): setup.py pyproject.toml constraints.txt constraints-oldest.txt constraints-cutlass.txt \
-		$(SOURCES)
+		constraints-musicnn.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# the pinned torch first: left to the resolver, another package may pull a different one
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch numpy setuptools pybind11 ninja
@@ -22,6 +22,9 @@ $(STAMP): setup.py pyproject.toml constraints.txt constraints-oldest.txt constra
 	@# CUTLASS's headers, as text, for a test
 	$(BIN)/pip install -q --disable-pip-version-check --upgrade --no-deps --target $(VENV)/cutlass \
 		-r constraints-cutlass.txt
+	@# musicnn's weights, as files, for tests: what the wheel depends on is of 2019, and not needed
+	$(BIN)/pip install -q --disable-pip-version-check --upgrade --no-deps --target $(VENV)/musicnn \
+		-r constraints-musicnn.txt
 	touch $@
 
 demo: $(STAMP)   ## the same prompts and seeds in float and W4A8, with what it costs: build/demo/

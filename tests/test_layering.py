@@ -20,7 +20,8 @@ ALLOWED: dict[str, set[str]] = {
     "dispatch": {"errors"},
     "ops": {"errors", "packing.layout", "kernels", "dispatch", "_cpu", "_cuda"},
     "quant": {"errors", "config", "packing.layout", "ops"},
-    "calibration": {"errors", "protocols", "config", "quant"},
+    "calibration.files": {"errors"},
+    "calibration": {"errors", "protocols", "config", "quant", "calibration.files"},
     "nn": {"errors", "config", "quant", "packing.layout", "dispatch", "ops"},
     "rounding": {"errors", "config", "packing.layout", "quant", "calibration"},
     "packing.weight_files": {"errors"},
@@ -49,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors", "config", "calibration", "calibrating", "nn", "packing.description",
         "packing.checkpoint", "packing.weight_files", "models", "quantization",
     },
-    "evaluation": {"errors", "models"},
+    "evaluation": {"errors", "calibration.files", "models"},
     "assets": set(),
     "bench": {
         "errors", "protocols", "config", "packing.layout", "quant", "calibration", "nn", "ops",

@@ -16,7 +16,17 @@ import threading
 from collections.abc import Iterator, Sequence
 
 import ptq4adm
-from ptq4adm.cli import bench, dispatch, doctor, generate, inspect, prompts, quantize, tune
+from ptq4adm.cli import (
+    bench,
+    dispatch,
+    doctor,
+    evaluate,
+    generate,
+    inspect,
+    prompts,
+    quantize,
+    tune,
+)
 from ptq4adm.errors import Ptq4admError
 
 EXIT_ERROR = 1
@@ -85,6 +95,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ptq4adm {ptq4adm.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (prompts, quantize, generate, inspect, bench, tune, dispatch, doctor):
+    for module in (prompts, quantize, generate, evaluate, inspect, bench, tune, dispatch, doctor):
         module.add_command(commands)
     return parser

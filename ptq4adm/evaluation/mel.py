@@ -1,9 +1,11 @@
-"""The log-mel spectrogram that every model of this project works on."""
+"""The log-mel spectrogram that every model of this project works on, and parts for other ones."""
 
 import functools
 
 import numpy as np
 import torch
+
+from ptq4adm.errors import ShapeError
 
 SAMPLE_RATE = 16000
 N_FFT = 1024
@@ -27,15 +29,63 @@ def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
     )
 
 
-@functools.lru_cache(maxsize=1)
-def mel_filters() -> torch.Tensor:
-    """Triangular filters of unit area (Slaney), float32 ``[N_FFT // 2 + 1, N_MELS]``."""
-    bins = np.linspace(0.0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
-    edges = _mel_to_hz(np.linspace(0.0, _hz_to_mel(np.asarray(F_MAX)), N_MELS + 2))
+@functools.lru_cache(maxsize=8)
+def mel_bank(
+    n_fft: int, n_mels: int, f_min: float, f_max: float, sample_rate: int = SAMPLE_RATE
+) -> torch.Tensor:
+    """Triangular filters of unit area on Slaney's mel scale.
+
+    Args:
+        n_fft: length of the Fourier transform, in samples.
+        n_mels: filters.
+        f_min: lower edge of the first filter, Hz.
+        f_max: upper edge of the last filter, Hz.
+        sample_rate: samples a second.
+
+    Returns:
+        float32 ``[n_fft // 2 + 1, n_mels]``.
+    """
+    bins = np.linspace(0.0, sample_rate / 2, n_fft // 2 + 1)
+    low, high = _hz_to_mel(np.asarray([f_min, f_max]))
+    edges = _mel_to_hz(np.linspace(low, high, n_mels + 2))
     up = (bins[:, None] - edges[None, :-2]) / (edges[1:-1] - edges[:-2])
     down = (edges[None, 2:] - bins[:, None]) / (edges[2:] - edges[1:-1])
     filters = np.maximum(0.0, np.minimum(up, down)) * 2.0 / (edges[2:] - edges[:-2])
     return torch.from_numpy(filters.astype(np.float32))
+
+
+def mel_filters() -> torch.Tensor:
+    """The filters of `log_mel`, float32 ``[N_FFT // 2 + 1, N_MELS]``."""
+    return mel_bank(N_FFT, N_MELS, 0.0, F_MAX)
+
+
+def mel_power(waveform: torch.Tensor, filters: torch.Tensor, *, hop: int) -> torch.Tensor:
+    """Mel energies of centred frames, as librosa and torchlibrosa compute them.
+
+    Args:
+        waveform: float32 ``[B, S]``; S is more than half a frame, which is padded by reflection.
+        filters: float32 ``[n_fft // 2 + 1, n_mels]`` of `mel_bank`.
+        hop: samples between frames.
+
+    Returns:
+        float32 ``[B, S // hop + 1, n_mels]``.
+
+    Raises:
+        ShapeError: if the clip is too short to pad.
+    """
+    n_fft = 2 * (len(filters) - 1)
+    if waveform.dim() != 2 or waveform.shape[1] <= n_fft // 2:
+        raise ShapeError(
+            f"waveform: got {tuple(waveform.shape)}; [B, S] of more than {n_fft // 2} samples is "
+            "needed; leave out such short clips"
+        )
+    window = torch.hann_window(n_fft, device=waveform.device)
+    spectrum = torch.stft(
+        waveform.float(), n_fft, hop, n_fft, window, center=True, pad_mode="reflect",
+        return_complex=True,
+    )  # fmt: skip
+    power = spectrum.real.square() + spectrum.imag.square()
+    return power.transpose(1, 2) @ filters.to(power.device)
 
 
 def log_mel(waveform: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from ptq4adm.errors import ShapeError
+from ptq4adm.errors import NonFiniteError, ShapeError
 from ptq4adm.evaluation.mel import log_mel
 
 _DB_PER_NEPER = 20.0 / math.log(10.0)  # 20 log10(m) = this * ln(m)
@@ -41,6 +41,57 @@ def latent_sqnr_db(reference: Tensor, test: Tensor) -> Tensor:
     noise = signal - test.double().flatten(1)
     # equal latents give a zero denominator, and log10 of infinity is the right answer
     return 10.0 * torch.log10(signal.square().sum(1) / noise.square().sum(1))
+
+
+def step_sqnr_db(reference: Tensor, test: Tensor) -> Tensor:
+    """Signal to quantization noise ratio of the latents after every step, as `latent_sqnr_db`.
+
+    Both trajectories start from the same noise, so it shows at which step the two part.
+
+    Args:
+        reference: floating [T, B, ...], the float model's latents after each of T steps.
+        test: the same shape, the quantized model's.
+
+    Returns:
+        float64 [T, B]; +inf where the two are equal.
+
+    Raises:
+        ShapeError: if the shapes differ.
+    """
+    if reference.shape != test.shape or reference.dim() < 3:
+        raise ShapeError(
+            f"latents: expected two tensors [T, B, ...] of one shape, got {tuple(reference.shape)} "
+            f"and {tuple(test.shape)}; stack what denoise's callback gets"
+        )
+    return latent_sqnr_db(reference.flatten(0, 1), test.flatten(0, 1)).reshape(reference.shape[:2])
+
+
+def embedding_cosine(reference: Tensor, test: Tensor) -> Tensor:
+    """Cosine between the features of paired clips.
+
+    Args:
+        reference: floating [B, D].
+        test: the same shape; row b is the same prompt and seed.
+
+    Returns:
+        float64 [B] in [-1, 1]; 1 where the two point the same way.
+
+    Raises:
+        ShapeError: if the shapes differ.
+        NonFiniteError: if a vector is zero or not finite.
+    """
+    if reference.shape != test.shape or reference.dim() != 2:
+        raise ShapeError(
+            f"embeddings: expected two tensors [B, D] of one shape, got {tuple(reference.shape)} "
+            f"and {tuple(test.shape)}"
+        )
+    x, y = reference.double().cpu(), test.double().cpu()
+    lengths = x.norm(dim=1) * y.norm(dim=1)
+    if not (lengths.isfinite() & (lengths > 0.0)).all():
+        raise NonFiniteError(
+            "embeddings: a vector is zero or not finite and points nowhere; drop those clips"
+        )
+    return ((x * y).sum(1) / lengths).clamp(-1.0, 1.0)
 
 
 def log_mel_distance_db(reference: Tensor, test: Tensor) -> Tensor:
