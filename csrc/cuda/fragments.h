@@ -1,9 +1,10 @@
 // Where every number of a tile lies: in the registers of mma.m16n8k32, in shared memory, and in the
 // weight. Pure functions of integers, the same on the host and the device.
 //
-//   A [16 rows, 32 k]   register i of a lane: row lane / 4 + 8 (i % 2), k = 4 (lane % 4) + 16 (i /
-//   2) B [32 k, 8 columns] register i of a lane: column lane / 4, k = 4 (lane % 4) + 16 i C [16, 8]
-//   int32     register i of a lane: row lane / 4 + 8 (i / 2), column 2 (lane % 4) + i % 2
+//   register i of a lane holds, with t = lane % 4
+//   A [16 rows, 32 k]        row lane / 4 + 8 (i % 2), k = 4 t + 16 (i / 2)
+//   B [32 k, 8 columns]      column lane / 4, k = 4 t + 16 i
+//   C [16, 8] int32          row lane / 4 + 8 (i / 2), column 2 t + i % 2
 //
 // A is the activations (rows are tokens or pixels), B the weight (columns are output channels).
 // Four consecutive k of a register are its four bytes.

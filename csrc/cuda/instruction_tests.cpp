@@ -1,42 +1,15 @@
 // Runs the instructions on the emulator, for tests/cuda: each by itself over arrays, and small
 // programs that Python writes down step by step.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <algorithm>
-#include <map>
-#include <stdexcept>
-#include <string>
-#include <utility>
-#include <vector>
+#include "instruction_tests.h"
 
 #include "instructions.h"
-
-namespace py = pybind11;
 
 namespace ptq4adm {
 namespace {
 
-using emulator::Access;
-using emulator::Order;
-
-template <class T>
-using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
-
 constexpr int kWarp = 32;
 
-template <class T>
-Array<T> checked(Array<T> array, size_t count, const char* name) {
-  if (static_cast<size_t>(array.size()) != count) {
-    throw std::invalid_argument(std::string(name) + ": " + std::to_string(array.size()) +
-                                " numbers, needed " + std::to_string(count));
-  }
-  return array;
-}
-
-// --- instructions of a warp
-// ------------------------------------------------------------------------
+// --- instructions of a warp ----------------------------------------------------------------------
 
 // Registers [32, 4] of a warp: memory holds bytes of shared memory, rows [32] the lanes' offsets.
 Array<uint32_t> run_load_matrix_x4(Array<uint8_t> memory, Array<int32_t> rows) {
@@ -86,12 +59,11 @@ std::vector<std::vector<int>> run_identity(int x, int y, int z, int threads, boo
     for (int axis = 0; axis < 3; ++axis) row.push_back(grid_size(axis));
     seen.push_back(row);
   };
-  emulator::run_grid({x, y, z}, threads, 0, body, is_backward ? Order::kBackward : Order::kForward);
+  emulator::run_grid({x, y, z}, threads, 0, body, order_of(is_backward));
   return seen;
 }
 
-// --- numbers
-// ---------------------------------------------------------------------------------------
+// --- numbers -------------------------------------------------------------------------------------
 
 template <class Out, class In, Out (*kFunction)(In)>
 Array<Out> map_one(Array<In> x) {
@@ -117,8 +89,7 @@ Array<float> multiply_then_add(Array<float> x, Array<float> y, Array<float> z) {
   return sum;
 }
 
-// --- programs
-// --------------------------------------------------------------------------------------
+// --- programs ------------------------------------------------------------------------------------
 
 constexpr int kBytes = 256;
 
@@ -234,8 +205,7 @@ std::vector<int64_t> run_program(const std::vector<Step>& steps, int blocks, int
       loaded[static_cast<size_t>(block) * threads + thread] = values.loaded;
     }
   };
-  emulator::run_grid({blocks, 1, 1}, threads, shared_bytes, body,
-                     is_backward ? Order::kBackward : Order::kForward);
+  emulator::run_grid({blocks, 1, 1}, threads, shared_bytes, body, order_of(is_backward));
   return loaded;
 }
 

@@ -11,13 +11,11 @@
 //   barriers    block_barrier                                            bar.sync 0
 //   copies      copy_async_16, copy_async_commit, copy_async_wait<N>     cp.async.cg (zero fill)
 //   fragments   load_matrix_x4                                           ldmatrix.m8n8.x4.b16
-//   products    multiply_s8_16x8x32                                      mma.sync.m16n8k32 s8 ->
-//   s32 memory      load<T>, store<T>, load_16, store_16                     ld, st (any address
-//   space)
-//               load_stream_16       ld.global.nc.L1::no_allocate: what no thread of the grid
-//               writes load_l2_16, store_l2_16                                  ld.global.cg,
-//               st.global.cg count_arrival        atom.global.acq_rel.gpu.add 1, returns the old
-//               count
+//   products    multiply_s8_16x8x32                                      mma.sync.m16n8k32, s8
+//   memory      load<T>, store<T>, load_16, store_16                     ld, st (any space)
+//               load_stream_16, of what no thread of the grid writes     ld.global.nc.no_allocate
+//               load_l2_16, store_l2_16                                  ld, st.global.cg
+//               count_arrival, returns the count before                  atom.global.acq_rel.gpu
 //   numbers     add_rn, multiply_rn, divide_rn   never contracted        add.rn, mul.rn, div.rn
 //               round_half_even      saturates, NaN gives 0              cvt.rni.s32.f32
 //               half_from_float, float_from_half, bfloat16_from_float, float_from_bfloat16

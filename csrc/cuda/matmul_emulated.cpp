@@ -13,33 +13,30 @@ namespace {
 
 template <class Shape, template <int, int> class LoaderOf>
 void run(const Params& params, Weight weight) {
-  const TileInfo info = tile_info<Shape>();
   const auto body = [&] {
     if (weight == Weight::kInt8) return matmul_tile<Shape, Weight::kInt8, LoaderOf>(params);
     if (weight == Weight::kInt4) return matmul_tile<Shape, Weight::kInt4, LoaderOf>(params);
     return matmul_tile<Shape, Weight::kInt4Groups, LoaderOf>(params);
   };
-  emulator::run_grid({tile_count(params, info.tile), params.splits, 1}, Shape::kThreads,
-                     static_cast<size_t>(info.shared_bytes[params.blocks[1] > 0]), body,
+  const Tile tile = {Shape::kBlockM, Shape::kBlockN};
+  emulator::run_grid({tile_count(params, tile), params.splits, 1}, Shape::kBlockThreads,
+                     static_cast<size_t>(Shape::shared_bytes(params.blocks[1] > 0)), body,
                      bindings::emulated_order());
 }
 
 }  // namespace
 
-std::vector<TileInfo> matmul_tiles() { return all_tiles(); }
+std::vector<TileInfo> matmul_tiles() { return Tiles::infos(); }
 
 const char* launch_matmul(const Params& params, int bits, bool is_convolution, const Tile& tile,
                           void* /*stream*/) {
-  const char* reason = "no kernel has a tile of this size: see matmul_tiles";
-  for_each_tile([&](auto shape) {
+  return Tiles::with_tile(tile, [&](auto shape) -> const char* {
     using Shape = decltype(shape);
-    if (Shape::kBlockM != tile.block_m || Shape::kBlockN != tile.block_n) return;
     const Weight weight = weight_of(params, bits);
     is_convolution ? run<Shape, PixelLoader>(params, weight)
                    : run<Shape, RowLoader>(params, weight);
-    reason = nullptr;
+    return nullptr;
   });
-  return reason;
 }
 
 }  // namespace ptq4adm

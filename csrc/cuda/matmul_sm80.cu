@@ -40,9 +40,9 @@ Kernel kernel_of(Weight weight) {
   return matmul_kernel<Shape, Weight::kInt4, LoaderOf>;
 }
 
-cudaError_t launch(Kernel kernel, const Params& params, const TileInfo& info, int shared_bytes,
-                   cudaStream_t stream) {
-  const dim3 grid(tile_count(params, info.tile), params.splits);
+cudaError_t launch(Kernel kernel, const Params& params, const Tile& tile, int threads,
+                   int shared_bytes, cudaStream_t stream) {
+  const dim3 grid(tile_count(params, tile), params.splits);
   // above what a block has without asking; cheap, and right for whatever device is current
   if (shared_bytes > 48 * 1024) {
     const cudaError_t error =
@@ -52,29 +52,26 @@ cudaError_t launch(Kernel kernel, const Params& params, const TileInfo& info, in
   }
   Params copy = params;
   void* arguments[] = {&copy};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(info.warps * kLanes),
-                          arguments, shared_bytes, stream);
+  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(threads), arguments,
+                          shared_bytes, stream);
 }
 
 }  // namespace
 
-std::vector<TileInfo> matmul_tiles() { return all_tiles(); }
+std::vector<TileInfo> matmul_tiles() { return Tiles::infos(); }
 
 const char* launch_matmul(const Params& params, int bits, bool is_convolution, const Tile& tile,
                           void* stream) {
-  const char* reason = "no kernel has a tile of this size: see matmul_tiles";
-  for_each_tile([&](auto shape) {
+  return Tiles::with_tile(tile, [&](auto shape) -> const char* {
     using Shape = decltype(shape);
-    if (Shape::kBlockM != tile.block_m || Shape::kBlockN != tile.block_n) return;
     const Weight weight = weight_of(params, bits);
     const Kernel kernel = is_convolution ? kernel_of<Shape, PixelLoader>(weight)
                                          : kernel_of<Shape, RowLoader>(weight);
     const int shared_bytes = Shape::shared_bytes(params.blocks[1] > 0);
-    const cudaError_t error =
-        launch(kernel, params, tile_info<Shape>(), shared_bytes, static_cast<cudaStream_t>(stream));
-    reason = error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+    const cudaError_t error = launch(kernel, params, tile, Shape::kBlockThreads, shared_bytes,
+                                     static_cast<cudaStream_t>(stream));
+    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
   });
-  return reason;
 }
 
 }  // namespace ptq4adm

@@ -7,7 +7,7 @@
 
 namespace ptq4adm {
 
-std::vector<TileInfo> matmul_sm90a_tiles() { return all_tiles_sm90(); }
+std::vector<TileInfo> matmul_sm90a_tiles() { return TilesSm90::infos(); }
 
 const char* launch_matmul_sm90a(const Params& params, const BoxSize& box, int bits,
                                 bool is_convolution, const Tile& tile, void* /*stream*/) {

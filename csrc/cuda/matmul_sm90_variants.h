@@ -3,8 +3,8 @@
 
 #pragma once
 
-#include "matmul.h"
 #include "matmul_sm90.h"
+#include "tile_list.h"
 
 namespace ptq4adm {
 
@@ -17,29 +17,9 @@ using Tile128x128Sm90 = WarpgroupTile<128, 2, 1, 6, 2>;
 using Tile128x64Sm90 = WarpgroupTile<128, 1, 1, 6, 3>;
 using Tile64x64Sm90 = WarpgroupTile<64, 1, 1, 8, 4>;
 
-// Call f with a value of each tile's type, in order.
-template <class Function>
-void for_each_tile_sm90(Function f) {
-  f(Tile128x256Sm90());
-  f(Tile256x128Sm90());
-  f(Tile128x128Sm90());
-  f(Tile128x64Sm90());
-  f(Tile64x64Sm90());
-}
-
-template <class Shape>
-TileInfo tile_info_sm90() {
-  return {{Shape::kBlockM, Shape::kBlockN},
-          Shape::kBlockThreads / kLanes,
-          Shape::kStages,
-          {Shape::shared_bytes(false), Shape::shared_bytes(true)}};
-}
-
-inline std::vector<TileInfo> all_tiles_sm90() {
-  std::vector<TileInfo> tiles;
-  for_each_tile_sm90([&](auto shape) { tiles.push_back(tile_info_sm90<decltype(shape)>()); });
-  return tiles;
-}
+// the largest first
+using TilesSm90 =
+    TileList<Tile128x256Sm90, Tile256x128Sm90, Tile128x128Sm90, Tile128x64Sm90, Tile64x64Sm90>;
 
 // Tiles of a product: the first size of the grid; the second is params.splits.
 template <class Shape>
@@ -86,15 +66,11 @@ const char* with_tile_sm90(const Params& params, const BoxSize& box, bool is_con
       int64_t{box.columns} * box.rows * box.images > tile.block_m) {
     return "a box does not fit the tile's rows";
   }
-  const char* reason = "no kernel has a tile of this size: see matmul_sm90a_tiles";
-  for_each_tile_sm90([&](auto shape) {
-    using Shape = decltype(shape);
-    if (Shape::kBlockM != tile.block_m || Shape::kBlockN != tile.block_n) return;
+  return TilesSm90::with_tile(tile, [&](auto shape) -> const char* {
     ParamsSm90 all{};
-    reason = make_params_sm90(&all, params, box, is_convolution);
-    if (reason == nullptr) reason = f(shape, all);
+    const char* reason = make_params_sm90(&all, params, box, is_convolution);
+    return reason == nullptr ? f(shape, all) : reason;
   });
-  return reason;
 }
 
 }  // namespace ptq4adm

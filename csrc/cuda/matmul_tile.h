@@ -24,6 +24,7 @@ struct TileShape {
   static constexpr int kWarpsN = kWarpsNValue;
   static constexpr int kStages = kStagesValue;  // tiles of activations in shared memory
   static constexpr int kThreads = kWarpsM * kWarpsN * kLanes;
+  static constexpr int kBlockThreads = kThreads;
   static constexpr int kWarpM = kBlockM / kWarpsM;
   static constexpr int kWarpN = kBlockN / kWarpsN;
   static constexpr int kRowFragments = kWarpM / 16;

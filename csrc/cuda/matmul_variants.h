@@ -2,8 +2,8 @@
 
 #pragma once
 
-#include "matmul.h"
 #include "matmul_tile.h"
+#include "tile_list.h"
 
 namespace ptq4adm {
 
@@ -14,28 +14,8 @@ using Tile128x64 = TileShape<128, 64, 2, 2, 4>;
 using Tile64x64 = TileShape<64, 64, 2, 2, 4>;
 using Tile64x32 = TileShape<64, 32, 2, 2, 4>;
 
-// Call f with a value of each tile's type, in order.
-template <class Function>
-void for_each_tile(Function f) {
-  f(Tile128x128());
-  f(Tile128x64());
-  f(Tile64x64());
-  f(Tile64x32());
-}
-
-template <class Shape>
-TileInfo tile_info() {
-  return {{Shape::kBlockM, Shape::kBlockN},
-          Shape::kWarpsM * Shape::kWarpsN,
-          Shape::kStages,
-          {Shape::shared_bytes(false), Shape::shared_bytes(true)}};
-}
-
-inline std::vector<TileInfo> all_tiles() {
-  std::vector<TileInfo> tiles;
-  for_each_tile([&](auto shape) { tiles.push_back(tile_info<decltype(shape)>()); });
-  return tiles;
-}
+// the largest first
+using Tiles = TileList<Tile128x128, Tile128x64, Tile64x64, Tile64x32>;
 
 // Tiles of a product: the first size of the grid; the second is params.splits.
 inline int tile_count(const Params& params, const Tile& tile) {

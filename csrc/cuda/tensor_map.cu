@@ -46,9 +46,8 @@ const char* make_tensor_map(TensorMap* map, const TensorMapDescription& descript
   }
   static const Encode encode = find_encode();
   if (encode == nullptr) {
-    return "tensor map: the driver has no cuTensorMapEncodeTiled; needed: a driver for CUDA 12.0 "
-           "or "
-           "newer";
+    return "tensor map: the driver has no cuTensorMapEncodeTiled; "
+           "needed: a driver for CUDA 12.0 or newer";
   }
   cuuint64_t sizes[TensorMapDescription::kMaxRank], strides[TensorMapDescription::kMaxRank];
   cuuint32_t box[TensorMapDescription::kMaxRank], steps[TensorMapDescription::kMaxRank];

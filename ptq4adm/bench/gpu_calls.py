@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,12 +37,12 @@ class ProductCall:
     def problem(self) -> Problem:
         """What its tile is chosen by."""
         module = _MODULES[self.backend]
-        problem: Problem = (
+        found: Problem = (
             module.linear_problem(self.call)
             if self.geometry is None
             else module.conv2d_problem(self.call, self.geometry)
         )
-        return replace(problem, is_grouped=self.call.options.w_mult is not None)
+        return found
 
     def run(self, tile: Tile | None = None) -> Tensor:
         """Launch it with a tile of its backend; None for the one that is looked up."""

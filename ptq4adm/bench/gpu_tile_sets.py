@@ -15,7 +15,6 @@ from ptq4adm.kernels.tuning import BLOCK_K, Problem, TileConfig
 from ptq4adm.ops import cuda_choice, cuda_tiles
 from ptq4adm.ops.cuda_tiles import CudaTile
 
-SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 # a grid of this many blocks a multiprocessor gains nothing from more of them
 _FULL_GRID = 4
 
@@ -63,7 +62,7 @@ class CudaTiles:
         found = [
             tile
             for whole in cuda_choice.possible_tiles(problem)
-            for split in SPLITS
+            for split in cuda_choice.SPLITS
             if _is_worth_it(tile := replace(whole, split_k=split), steps, problem)
         ]
         found.sort(key=lambda tile: _distance(tile, counted))

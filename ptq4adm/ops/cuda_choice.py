@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 from ptq4adm.errors import ConfigError
 from ptq4adm.kernels.tuning import Problem
@@ -15,10 +16,11 @@ _SM90 = 90  # the capability that has the family sm90a
 # each product, until the tuner has measured
 _TILE_WORTH = {(128, 128): 1.0, (128, 64): 0.95, (64, 64): 0.8, (64, 32): 0.6}
 _FIXED_STEPS = 4  # of k that filling the pipeline and storing the result are worth
-_SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
+SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 _LEAST_STEPS = 4  # a split has
 
 
+@cache  # every product asks
 def choose_tile(M: int, N: int, steps: int, processors: int) -> CudaTile:
     """Return the tile and split that should take the least time; counted, not measured.
 
@@ -38,7 +40,7 @@ def choose_tile(M: int, N: int, steps: int, processors: int) -> CudaTile:
         size = tile.block_m * tile.block_n / _TILE_WORTH[tile.block_m, tile.block_n]
         return -(-blocks // processors) * size * (-(-steps // tile.split_k) + fixed)
 
-    splits = [split for split in _SPLITS if split == 1 or steps >= _LEAST_STEPS * split]
+    splits = [split for split in SPLITS if split == 1 or steps >= _LEAST_STEPS * split]
     return min((CudaTile(*size, split) for size in _TILE_WORTH for split in splits), key=cost)
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from scripts import load_script
 
 from ptq4adm.bench import gpu_emulation
 from ptq4adm.bench.gpu_calls import ProductCall
@@ -18,21 +16,10 @@ from ptq4adm.kernels import launch
 from ptq4adm.ops import cuda_matmul, triton_matmul
 from ptq4adm.ops.arguments import MatmulOptions
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 interpreted = pytest.mark.skipif(
     not launch.IS_INTERPRETED, reason="rehearsals run in Triton's interpreter"
 )
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 sanitize = load_script("sanitize_gpu")

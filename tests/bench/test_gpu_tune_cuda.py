@@ -16,7 +16,7 @@ import torch
 from ptq4adm.bench import gpu_emulation
 from ptq4adm.bench.gpu_backends import CUDA, backends_on
 from ptq4adm.bench.gpu_kernels import GpuJob, measure_layer
-from ptq4adm.bench.gpu_tile_sets import SPLITS, TILE_SETS
+from ptq4adm.bench.gpu_tile_sets import TILE_SETS
 from ptq4adm.bench.gpu_tiles import use_configs
 from ptq4adm.bench.gpu_timing import HostTimer
 from ptq4adm.bench.gpu_tune import TuneJob, format_tune, measure_product, run_tune
@@ -69,7 +69,7 @@ def test_every_tile_and_split_is_a_candidate_the_counted_one_first() -> None:
     problem = Problem("w4a8_conv2d", 128, 640, (640,), 9, multiprocessors=132)
     found = TILE_SETS[CUDA].candidates(problem, None)
     assert found[0] == cuda_choice.choose_tile(128, 640, 90, 132)
-    assert set(found) == {CudaTile(*size, split) for size in SIZES for split in SPLITS}
+    assert set(found) == {CudaTile(*size, split) for size in SIZES for split in cuda_choice.SPLITS}
     assert len(found) == len(set(found)) == 32
     few = TILE_SETS[CUDA].candidates(problem, 6)
     assert few == found[:6]

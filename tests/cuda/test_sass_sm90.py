@@ -64,11 +64,15 @@ def _events(loop: list[inspection.Instruction]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("tile", "weight", "fragments"),
-    [("128x256", "kInt4", 2), ("128x128", "kInt8", 2), ("128x64", "kInt4Groups", 1)],
+    ("tile", "weight", "fragments", "registers"),
+    [
+        ("128x256", "kInt4", 2, 168),
+        ("128x128", "kInt8", 2, 128),
+        ("128x64", "kInt4Groups", 1, 128),
+    ],
 )
 def test_weights_are_decoded_under_running_products(
-    compiler: Path, tmp_path: Path, tile: str, weight: str, fragments: int
+    compiler: Path, tmp_path: Path, tile: str, weight: str, fragments: int, registers: int
 ) -> None:
     """One turn of the loop is two steps of 64 k: two instructions for each 64 channels a step."""
     source = tmp_path / "one_sm90a.cu"
@@ -76,6 +80,9 @@ def test_weights_are_decoded_under_running_products(
     (kernel,), remarks = cuda_resources.compile_for(compiler, source, "90a", tmp_path)
     assert remarks == []
     assert not kernel.is_in_local_memory
+    # As in docs/kernels-cuda.md. A block starts with these for every thread: where warpgroups leave
+    # registers to each other, one that multiplies would wait forever for what fewer do not hold.
+    assert kernel.registers == registers
     cubin = tmp_path / "one_sm90a.sm_90a.cubin"
     code = inspection._run("nvdisasm", "--no-dataflow", "-c", str(cubin))
     (loop,) = inspection.hot_loops(inspection.parse_sass(code))
