@@ -43,7 +43,7 @@ def add_command(commands: Any) -> None:
         "--embedding",
         default=_EMBEDDING,
         metavar="NAME",
-        help="musicnn-MTT, musicnn-MSD, logmel-stats (no weights), cnn14-16k, vggish or clap "
+        help="musicnn-MTT, musicnn-MSD, cdpam, logmel-stats (no weights), cnn14-16k, vggish or clap "
         f"(default: {_EMBEDDING})",
     )
     parser.add_argument(
