@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "quant": {"errors", "config", "packing.layout", "ops"},
     "calibration": {"errors", "protocols", "config", "quant"},
     "nn": {"errors", "config", "quant", "packing.layout", "dispatch", "ops"},
-    "rounding": {"errors", "config", "packing.layout", "quant", "calibration"},
+    "rounding": {"errors", "config", "packing.layout", "ops", "quant", "calibration"},
     "packing.weight_files": {"errors"},
     "packing.folders": {"errors"},
     "packing.portions": {"nn"},
@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantization": {
         "errors", "protocols", "config", "packing.layout", "packing.description",
         "packing.checkpoint", "packing.folders", "quant", "calibration", "calibrating", "nn", "ops",
-        "models",
+        "models", "rounding",
     },
     "integrations": {
         "errors", "config", "calibration", "calibrating", "nn", "packing.description",
