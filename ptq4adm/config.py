@@ -21,6 +21,8 @@ GROUP_SIZES = (None, 64)
 WEIGHT_OBSERVERS = ("squared_error", "absmax")
 ACTIVATION_MODES = ("static", "dynamic")
 ACTIVATION_OBSERVERS = ("absmax", "percentile", "squared_error")
+# "nearest" looks at a weight alone; the others are those of ptq4adm.rounding.methods
+ROUNDINGS = ("nearest", "gptq")
 
 
 class Scheme(str, Enum):
@@ -57,6 +59,8 @@ class QuantConfig:
         group_size: None for one weight scale a channel, or 64 for integer multipliers a block of 64
             weights (4-bit layers only).
         backend: "auto" or the name of a backend.
+        rounding: how integers of W4A8 and W8A8 layers are chosen: "nearest" looks at the weight
+            alone; "gptq" at the inputs that a calibration kept, too.
 
     Raises:
         ConfigError: for a value that is not listed above.
@@ -70,6 +74,7 @@ class QuantConfig:
     percentile: float = 99.999
     group_size: int | None = None
     backend: str = "auto"
+    rounding: str = "nearest"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scheme", _scheme_name("scheme", self.scheme))
@@ -90,6 +95,7 @@ class QuantConfig:
         _check_choice("activation", self.activation, ACTIVATION_MODES)
         _check_choice("activation_observer", self.activation_observer, ACTIVATION_OBSERVERS)
         _check_choice("group_size", self.group_size, GROUP_SIZES)
+        _check_choice("rounding", self.rounding, ROUNDINGS)
         if isinstance(self.percentile, bool) or not isinstance(self.percentile, (int, float)):
             raise ConfigError(
                 f"percentile: expected a number, got {type(self.percentile).__name__}"

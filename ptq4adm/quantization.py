@@ -16,7 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ptq4adm.calibrating import DEFAULT_BUCKETS, calibrate, check_float
-from ptq4adm.calibration import Calibration
+from ptq4adm.calibration import Calibration, ChosenInputs
 from ptq4adm.config import QuantConfig, Scheme
 from ptq4adm.errors import (
     CalibrationError,
@@ -34,6 +34,8 @@ from ptq4adm.packing.folders import atomic_folder
 from ptq4adm.protocols import DenoiserAdapter
 from ptq4adm.quant.layers import quantizable_layers
 from ptq4adm.quant.plan import PlanRow, QuantPlan, choose_schemes, plan_row
+from ptq4adm.rounding import LayerTask, Replay
+from ptq4adm.rounding.methods import ROUNDERS
 
 __all__ = [
     "PlanRow",
@@ -75,6 +77,7 @@ def quantize(
     config: QuantConfig | None = None,
     calibration: Calibration | None = None,
     *,
+    inputs: ChosenInputs | str | Path | None = None,
     progress: bool = True,
     adapter: DenoiserAdapter | None = None,
 ) -> QuantPlan:
@@ -87,6 +90,8 @@ def quantize(
         pipe: a pipeline, or a bare denoiser.
         config: None for the default, W4A8.
         calibration: of this very model; not needed with `activation="dynamic"`.
+        inputs: what `calibrate(..., inputs=FILE)` kept of this very model, or its file; needed for
+            every `rounding` but "nearest".
         progress: show a bar on a terminal.
         adapter: for a model of no known family; None finds the family's.
 
@@ -94,8 +99,9 @@ def quantize(
         What was done.
 
     Raises:
-        CalibrationError: if activations are to be static and there is no calibration.
-        CalibrationMismatchError: if the calibration is another model's.
+        CalibrationError: if activations are to be static and there is no calibration, or the
+            rounding looks at inputs and there are none.
+        CalibrationMismatchError: if the calibration or the inputs are another model's.
         NonFiniteError: if a weight is NaN or infinite; names it.
         PatternError: if an override matches no layer.
         UnsupportedLayerError: if an override asks for what a layer cannot be.
@@ -103,7 +109,7 @@ def quantize(
         ConfigError: if the model is quantized already.
     """
     job = _Job(pipe, config or QuantConfig(), calibration, adapter)
-    job.check()
+    job.check(inputs)
     result = job.plan()
     job.apply(result, progress)
     logger.info("quantized %s: %s", type(job.denoiser).__name__, result.summary())
@@ -179,12 +185,13 @@ class _Job:
         check_float(self.denoiser)
         self.layers = quantizable_layers(self.denoiser)
         self.segments = self.adapter.segments(self.denoiser)
+        self.inputs: ChosenInputs | None = None
         if self.calibration is not None:
             self.calibration.check(self.denoiser)
             self._check_segments(self.calibration)
 
-    def check(self) -> None:
-        """Refuse what `plan` tolerates because it changes nothing."""
+    def check(self, inputs: ChosenInputs | str | Path | None = None) -> None:
+        """Refuse what `plan` tolerates because it changes nothing, and read the inputs."""
         resolve_backend(self.config.backend, next(self.denoiser.parameters()).device)
         check_finite(self.denoiser)
         check_hooks(self.layers)
@@ -196,6 +203,7 @@ class _Job:
                 )
         if self.config.activation == "dynamic" and self.calibration is not None:
             logger.warning("activation='dynamic' measures every input: the calibration is not used")
+        self._check_inputs(inputs)
 
     def plan(self) -> QuantPlan:
         """The table, from names and shapes alone."""
@@ -224,7 +232,7 @@ class _Job:
     def apply(self, result: QuantPlan, progress: bool) -> None:
         """Make every new module, then put them in."""
         step = self._step()
-        replacements = {}
+        replacements: dict[str, StorageLayer] = {}
         for row in tqdm(
             result.rows, desc="quantize", unit="layer", disable=None if progress else True
         ):
@@ -232,6 +240,7 @@ class _Job:
                 replacements[row.name] = self._replacement(row, step)
             except NonFiniteError as error:
                 raise NonFiniteError(f"layer {row.name!r}: {error}") from error
+        self._round(result, replacements, progress)
         replace_layers(self.denoiser, replacements)
         if step is not None:
             attach_step_hook(self.denoiser, step)
@@ -240,6 +249,35 @@ class _Job:
             self.calibration.digest() if step is not None and self.calibration is not None else None
         )
         mark_quantized(self.denoiser, QuantState(self.config, digest))
+
+    def _round(
+        self, result: QuantPlan, replacements: dict[str, StorageLayer], progress: bool
+    ) -> None:
+        """Choose the integers of the new modules by the config's method."""
+        if self.inputs is None:
+            return
+        tasks = []
+        for row in result.rows:
+            packed = replacements[row.name]
+            if not isinstance(packed, QuantizedLayer):
+                continue
+            static = self.calibration if row.activation == "static" else None
+            task = LayerTask(
+                name=row.name,
+                layer=self.layers[row.name],
+                layout=packed.layout,
+                bits=packed.bits,
+                start=packed.quantized_rows(),
+                x_scale=packed.x_scale,
+                buckets=None if static is None else static.buckets,
+            )
+            tasks.append(task)
+        rounder = ROUNDERS[self.config.rounding]
+        found = rounder(self.denoiser, tasks, Replay(self.inputs), progress=progress)
+        for task in tasks:
+            packed = replacements[task.name]
+            assert isinstance(packed, QuantizedLayer)
+            packed.set_rows(found[task.name])
 
     def _replacement(self, row: PlanRow, step: StepIndex | None) -> StorageLayer:
         x_scale = None
@@ -274,6 +312,21 @@ class _Job:
             return DEFAULT_BUCKETS
         # a layer that the calibration runs never reached measures its input
         return self.calibration.meta.buckets if self.calibration.is_recorded(name) else 0
+
+    def _check_inputs(self, inputs: ChosenInputs | str | Path | None) -> None:
+        rounding = self.config.rounding
+        if rounding == "nearest":
+            if inputs is not None:
+                logger.warning("rounding='nearest' looks at no inputs: they are not used")
+            return
+        if inputs is None:
+            raise CalibrationError(
+                f"rounding={rounding!r} looks at the model's inputs, and none were given; record "
+                "them with ptq4adm.calibrate(pipe, strategy='activation-aware', size=256, "
+                "inputs=FILE), and pass inputs=FILE"
+            )
+        self.inputs = inputs if isinstance(inputs, ChosenInputs) else ChosenInputs.load(inputs)
+        self.inputs.check(self.denoiser)
 
     def _check_segments(self, calibration: Calibration) -> None:
         for name in self.layers:

@@ -21,6 +21,7 @@ def test_json_round_trip_keeps_every_field_and_the_order_of_overrides() -> None:
         percentile=99.9,
         group_size=64,
         backend="reference",
+        rounding="gptq",
     )
     back = QuantConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert back == config
@@ -51,6 +52,7 @@ def test_enum_members_are_stored_as_their_names() -> None:
         ("group_size", 128, "None, 64"),
         ("group_size", True, "None, 64"),
         ("backend", 3, "expected a name"),
+        ("rounding", "adaround", "needs one of nearest, gptq"),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_is_allowed(

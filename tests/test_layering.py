@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "calibration.files": {"errors"},
     "calibration": {"errors", "protocols", "config", "quant", "calibration.files"},
     "nn": {"errors", "config", "quant", "packing.layout", "dispatch", "ops"},
-    "rounding": {"errors", "config", "packing.layout", "quant", "calibration"},
+    "rounding": {"errors", "config", "packing.layout", "ops", "quant", "calibration"},
     "packing.weight_files": {"errors"},
     "packing.folders": {"errors"},
     "packing.portions": {"nn"},
@@ -44,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantization": {
         "errors", "protocols", "config", "packing.layout", "packing.description",
         "packing.checkpoint", "packing.folders", "quant", "calibration", "calibrating", "nn", "ops",
-        "models",
+        "models", "rounding",
     },
     "integrations": {
         "errors", "config", "calibration", "calibrating", "nn", "packing.description",

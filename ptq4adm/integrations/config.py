@@ -16,7 +16,7 @@ from typing import Any
 
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
-from ptq4adm.calibration import Calibration
+from ptq4adm.calibration import Calibration, ChosenInputs
 from ptq4adm.config import FORMAT_VERSION, METHOD, QuantConfig
 from ptq4adm.errors import CheckpointError, ConfigError
 from ptq4adm.packing.description import check_version
@@ -43,7 +43,7 @@ class PTQ4ADMConfig(QuantizationConfigMixin):
     """How diffusers is to quantize a UNet, or how one was quantized.
 
     Args:
-        scheme: as in `ptq4adm.QuantConfig`, like the six that follow.
+        scheme: as in `ptq4adm.QuantConfig`, like the eight that follow.
         overrides: name pattern to scheme.
         weight_observer: how weight scales are chosen.
         activation: "dynamic" needs no calibration; "static" needs `calibration`.
@@ -51,7 +51,10 @@ class PTQ4ADMConfig(QuantizationConfigMixin):
         percentile: for the observer of that name.
         group_size: None or 64.
         backend: "auto" or the name of a backend.
+        rounding: "nearest", or a method that needs `inputs`.
         calibration: of this very model, or a file of one; used once and not stored here.
+        inputs: what `ptq4adm.calibrate(..., inputs=FILE)` kept of this very model, or its file;
+            used once and not stored here.
 
     Raises:
         ConfigError: for an unknown field or value, or a calibration that nothing would use.
@@ -67,7 +70,9 @@ class PTQ4ADMConfig(QuantizationConfigMixin):
         percentile: float = 99.999,
         group_size: int | None = None,
         backend: str = "auto",
+        rounding: str = "nearest",
         calibration: Calibration | str | Path | None = None,
+        inputs: ChosenInputs | str | Path | None = None,
         **unknown: Any,
     ) -> None:
         given = {
@@ -79,11 +84,13 @@ class PTQ4ADMConfig(QuantizationConfigMixin):
             "percentile": percentile,
             "group_size": group_size,
             "backend": backend,
+            "rounding": rounding,
         }
         self.quant_method = Method.PTQ4ADM
         # through from_dict: an unknown field is named with all known ones
         self.quant_config = QuantConfig.from_dict({**given, **unknown})
         self.calibration = calibration
+        self.inputs = inputs
         self._described: dict[str, Any] | None = None
         if calibration is not None and activation != "static":
             raise ConfigError(

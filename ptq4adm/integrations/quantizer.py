@@ -198,7 +198,7 @@ class PTQ4ADMQuantizer(DiffusersQuantizer):
             _finish(model, self._state)
         else:
             config = self.quantization_config
-            quantize(model, config.quant_config, config.load_calibration())
+            quantize(model, config.quant_config, config.load_calibration(), inputs=config.inputs)
         model.requires_grad_(False)
         self.quantization_config = PTQ4ADMConfig.from_dict(quantization_config(model))
         self._layers, self._stored = {}, None

@@ -22,6 +22,7 @@ FIELDS: dict[str, Any] = {
     "percentile": 99.0,
     "group_size": None,
     "backend": "reference",
+    "rounding": "gptq",
 }
 
 

@@ -1,0 +1,10 @@
+"""Rounding methods by the names that `QuantConfig.rounding` has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ptq4adm.rounding.gptq import gptq
+from ptq4adm.rounding.task import Rounder
+
+ROUNDERS: Mapping[str, Rounder] = {"gptq": gptq}
