@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         quantize,
         save_pipeline,
     )
+    from ptq4adm.sensitivity import Sensitivity, assign_schemes, measure_sensitivity
 
 _HOME = {
     "Calibration": "ptq4adm.calibration",
@@ -62,6 +63,9 @@ _HOME = {
     "plan": "ptq4adm.quantization",
     "quantize": "ptq4adm.quantization",
     "save_pipeline": "ptq4adm.quantization",
+    "Sensitivity": "ptq4adm.sensitivity",
+    "assign_schemes": "ptq4adm.sensitivity",
+    "measure_sensitivity": "ptq4adm.sensitivity",
     "use_float_where_faster": "ptq4adm.floating",
 }
 
@@ -74,18 +78,21 @@ __all__ = [
     "QuantConfig",
     "QuantPlan",
     "Scheme",
+    "Sensitivity",
     "TextToAudioPipeline",
     "W4A8Conv2d",
     "W4A8Linear",
     "W8A8Conv2d",
     "W8A8Linear",
     "__version__",
+    "assign_schemes",
     "augment_prompts",
     "calibrate",
     "calibrate_in_processes",
     "dequantize",
     "generate_in_processes",
     "load_pipeline",
+    "measure_sensitivity",
     "model_card",
     "plan",
     "quantize",

@@ -45,6 +45,9 @@ ALLOWED: dict[str, set[str]] = {
         "packing.checkpoint", "packing.folders", "quant", "calibration", "calibrating", "nn", "ops",
         "models",
     },
+    "sensitivity": {
+        "errors", "protocols", "config", "calibration", "nn", "rounding", "models", "quantization",
+    },
     "integrations": {
         "errors", "config", "calibration", "calibrating", "nn", "packing.description",
         "packing.checkpoint", "packing.weight_files", "models", "quantization",

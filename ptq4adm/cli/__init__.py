@@ -16,9 +16,30 @@ import threading
 from collections.abc import Iterator, Sequence
 
 import ptq4adm
-from ptq4adm.cli import bench, dispatch, doctor, generate, inspect, prompts, quantize, tune
+from ptq4adm.cli import (
+    bench,
+    dispatch,
+    doctor,
+    generate,
+    inspect,
+    prompts,
+    quantize,
+    sensitivity,
+    tune,
+)
 from ptq4adm.errors import Ptq4admError
 
+_COMMANDS = (
+    prompts,
+    sensitivity,
+    quantize,
+    generate,
+    inspect,
+    bench,
+    tune,
+    dispatch,
+    doctor,
+)
 EXIT_ERROR = 1
 EXIT_SIGNAL = 128  # plus the signal's number
 EXIT_INTERRUPTED = EXIT_SIGNAL + signal.SIGINT
@@ -85,6 +106,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ptq4adm {ptq4adm.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (prompts, quantize, generate, inspect, bench, tune, dispatch, doctor):
+    for module in _COMMANDS:
         module.add_command(commands)
     return parser
