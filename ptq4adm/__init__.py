@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ptq4adm.calibration import Calibration
     from ptq4adm.config import QuantConfig, Scheme
+    from ptq4adm.correcting import fit_correction
     from ptq4adm.errors import Ptq4admError
     from ptq4adm.floating import use_float_where_faster
     from ptq4adm.integrations.config import PTQ4ADMConfig
@@ -43,6 +44,7 @@ _HOME = {
     "QuantConfig": "ptq4adm.config",
     "Scheme": "ptq4adm.config",
     "Ptq4admError": "ptq4adm.errors",
+    "fit_correction": "ptq4adm.correcting",
     "PTQ4ADMConfig": "ptq4adm.integrations.config",
     "PTQ4ADMQuantizer": "ptq4adm.integrations.quantizer",
     "calibrate_in_processes": "ptq4adm.integrations.processes",
@@ -90,6 +92,7 @@ __all__ = [
     "calibrate",
     "calibrate_in_processes",
     "dequantize",
+    "fit_correction",
     "generate_in_processes",
     "load_pipeline",
     "measure_sensitivity",

@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "calibrating": {
         "errors", "protocols", "packing.checkpoint", "calibration", "nn", "models",
     },
+    "correcting": {"errors", "calibration", "packing.checkpoint", "models"},
     "quantization": {
         "errors", "protocols", "config", "packing.layout", "packing.description",
         "packing.checkpoint", "packing.folders", "quant", "calibration", "calibrating", "nn", "ops",

@@ -10,8 +10,12 @@ Errors are taken to add up: they do while each is small and no two layers' error
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
 
@@ -127,16 +131,17 @@ def _solve_once(layers: Sequence[LayerSensitivity], limit: int) -> dict[str, str
     # numbers of about 1, which the solver's tolerances are made for
     errors = errors / max(float(errors.sum()), np.finfo(float).tiny) * len(layers)
     one_each = np.kron(np.eye(len(layers)), np.ones(len(SCHEMES)))
-    result = optimize.milp(
-        errors.ravel(),
-        integrality=np.ones(errors.size),
-        bounds=optimize.Bounds(0, 1),
-        constraints=[
-            optimize.LinearConstraint(one_each, 1, 1),
-            optimize.LinearConstraint(sizes.ravel()[None] / max(limit, 1), -np.inf, 1.0),
-        ],
-        options={"mip_rel_gap": 1e-6},
-    )
+    with _silence():
+        result = optimize.milp(
+            errors.ravel(),
+            integrality=np.ones(errors.size),
+            bounds=optimize.Bounds(0, 1),
+            constraints=[
+                optimize.LinearConstraint(one_each, 1, 1),
+                optimize.LinearConstraint(sizes.ravel()[None] / max(limit, 1), -np.inf, 1.0),
+            ],
+            options={"mip_rel_gap": 1e-6},
+        )
     if result.x is None:
         raise Ptq4admError(
             f"the solver found no schemes within {limit} bytes ({result.message}); give a larger "
@@ -144,6 +149,26 @@ def _solve_once(layers: Sequence[LayerSensitivity], limit: int) -> dict[str, str
         )
     picked = result.x.reshape(errors.shape).argmax(axis=1)
     return {layer.name: SCHEMES[i] for layer, i in zip(layers, picked, strict=True)}
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the solver's own prints, which some versions cannot be told to leave out, off stdout.
+
+    They come from C: standard output is swapped below Python, for the whole process.
+    """
+    sys.stdout.flush()
+    flush = ctypes.CDLL(None).fflush
+    flush(None)
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _scipy() -> ModuleType:
