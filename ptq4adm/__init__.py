@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ptq4adm.calibration import Calibration
     from ptq4adm.config import QuantConfig, Scheme
+    from ptq4adm.correcting import fit_correction
     from ptq4adm.errors import Ptq4admError
     from ptq4adm.floating import use_float_where_faster
     from ptq4adm.integrations.config import PTQ4ADMConfig
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         quantize,
         save_pipeline,
     )
+    from ptq4adm.sensitivity import Sensitivity, assign_schemes, measure_sensitivity
 
 _HOME = {
     "Calibration": "ptq4adm.calibration",
@@ -42,6 +44,7 @@ _HOME = {
     "QuantConfig": "ptq4adm.config",
     "Scheme": "ptq4adm.config",
     "Ptq4admError": "ptq4adm.errors",
+    "fit_correction": "ptq4adm.correcting",
     "PTQ4ADMConfig": "ptq4adm.integrations.config",
     "PTQ4ADMQuantizer": "ptq4adm.integrations.quantizer",
     "calibrate_in_processes": "ptq4adm.integrations.processes",
@@ -62,6 +65,9 @@ _HOME = {
     "plan": "ptq4adm.quantization",
     "quantize": "ptq4adm.quantization",
     "save_pipeline": "ptq4adm.quantization",
+    "Sensitivity": "ptq4adm.sensitivity",
+    "assign_schemes": "ptq4adm.sensitivity",
+    "measure_sensitivity": "ptq4adm.sensitivity",
     "use_float_where_faster": "ptq4adm.floating",
 }
 
@@ -74,18 +80,22 @@ __all__ = [
     "QuantConfig",
     "QuantPlan",
     "Scheme",
+    "Sensitivity",
     "TextToAudioPipeline",
     "W4A8Conv2d",
     "W4A8Linear",
     "W8A8Conv2d",
     "W8A8Linear",
     "__version__",
+    "assign_schemes",
     "augment_prompts",
     "calibrate",
     "calibrate_in_processes",
     "dequantize",
+    "fit_correction",
     "generate_in_processes",
     "load_pipeline",
+    "measure_sensitivity",
     "model_card",
     "plan",
     "quantize",

@@ -18,9 +18,9 @@ METHOD = "ptq4adm"
 FORMAT_VERSION = 1
 
 GROUP_SIZES = (None, 64)
-WEIGHT_OBSERVERS = ("squared_error", "absmax")
+WEIGHT_OBSERVERS = ("squared_error", "absmax", "p2.4")
 ACTIVATION_MODES = ("static", "dynamic")
-ACTIVATION_OBSERVERS = ("absmax", "percentile", "squared_error")
+ACTIVATION_OBSERVERS = ("absmax", "percentile", "squared_error", "p2.4")
 # "nearest" looks at a weight alone; the others are those of ptq4adm.rounding.methods
 ROUNDINGS = ("nearest", "gptq")
 
@@ -51,7 +51,8 @@ class QuantConfig:
             `overrides` name.
         overrides: `fnmatch` pattern on module names to scheme; a later pattern wins, and all win
             over the family's rules.
-        weight_observer: "squared_error" searches the clip that loses least, "absmax" never clips.
+        weight_observer: "squared_error" searches the clip that loses least, "p2.4" the one of least
+            |error|^2.4, "absmax" never clips.
         activation: "static" reads calibrated scales, one for each timestep bucket; "dynamic"
             measures every input as it comes and needs no calibration.
         activation_observer: how a static scale follows from the recorded histogram.

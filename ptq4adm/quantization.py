@@ -7,6 +7,7 @@ Everything that can be refused is refused before a module is touched. `save_pipe
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ __all__ = [
     "calibrate",
     "load_pipeline",
     "plan",
+    "planned_layer",
     "quantize",
     "save_pipeline",
 ]
@@ -55,6 +57,7 @@ def plan(
     config: QuantConfig | None = None,
     calibration: Calibration | None = None,
     *,
+    assignment: Mapping[str, str] | None = None,
     adapter: DenoiserAdapter | None = None,
 ) -> QuantPlan:
     """What `quantize` would do; nothing is changed, and no calibration is needed to ask.
@@ -63,13 +66,15 @@ def plan(
         pipe: a pipeline, or a bare denoiser.
         config: None for the default.
         calibration: None counts the scale tables of ten buckets.
+        assignment: layer to scheme, of `ptq4adm.assign_schemes`; the config's overrides win over
+            it.
         adapter: for a model of no known family; None finds the family's.
 
     Raises:
-        PatternError: if an override matches no layer.
+        PatternError: if an override matches no layer, or an assigned layer does not exist.
         CalibrationMismatchError: if the calibration is another model's.
     """
-    return _Job(pipe, config or QuantConfig(), calibration, adapter).plan()
+    return _Job(pipe, config or QuantConfig(), calibration, adapter, assignment or {}).plan()
 
 
 def quantize(
@@ -79,6 +84,7 @@ def quantize(
     *,
     inputs: ChosenInputs | str | Path | None = None,
     progress: bool = True,
+    assignment: Mapping[str, str] | None = None,
     adapter: DenoiserAdapter | None = None,
 ) -> QuantPlan:
     """Replace the layers of a pipeline's denoiser, or of a bare one, in place, and fuse its blocks.
@@ -93,6 +99,8 @@ def quantize(
         inputs: what `calibrate(..., inputs=FILE)` kept of this very model, or its file; needed for
             every `rounding` but "nearest".
         progress: show a bar on a terminal.
+        assignment: layer to scheme, of `ptq4adm.assign_schemes`; the config's overrides win over
+            it.
         adapter: for a model of no known family; None finds the family's.
 
     Returns:
@@ -103,12 +111,12 @@ def quantize(
             rounding looks at inputs and there are none.
         CalibrationMismatchError: if the calibration or the inputs are another model's.
         NonFiniteError: if a weight is NaN or infinite; names it.
-        PatternError: if an override matches no layer.
+        PatternError: if an override matches no layer, or an assigned layer does not exist.
         UnsupportedLayerError: if an override asks for what a layer cannot be.
         BackendUnavailableError: if the named backend cannot run here.
         ConfigError: if the model is quantized already.
     """
-    job = _Job(pipe, config or QuantConfig(), calibration, adapter)
+    job = _Job(pipe, config or QuantConfig(), calibration, adapter, assignment or {})
     job.check(inputs)
     result = job.plan()
     job.apply(result, progress)
@@ -170,6 +178,44 @@ def load_pipeline(
     return families.load_pipeline(path, device=device, dtype=dtype, backend=backend, **original)
 
 
+def planned_layer(
+    layer: nn.Module,
+    row: PlanRow,
+    config: QuantConfig,
+    calibration: Calibration | None,
+    step: StepIndex | None,
+) -> StorageLayer:
+    """The module that a row of a plan puts in the place of a float layer.
+
+    Args:
+        layer: `nn.Linear` or `nn.Conv2d`; it is not changed.
+        row: its row.
+        config: observers, groups, backend.
+        calibration: needed where the row's activations are static.
+        step: which bucket is in use; None for dynamic activations.
+
+    Raises:
+        NonFiniteError: if its weight cannot be stored.
+    """
+    x_scale = None
+    if row.activation == "static" and calibration is not None:
+        x_scale = calibration.scales(row.name, config.activation_observer, config.percentile)
+    replacement = quantized_layer(
+        layer,
+        Scheme(row.scheme),
+        x_scale=x_scale,
+        step=step,
+        segments=row.segments,
+        group_size=config.group_size,
+        weight_observer=config.weight_observer,
+        backend=config.backend,
+    )
+    if isinstance(replacement, QuantizedLayer) and calibration is not None:
+        assert isinstance(layer, (nn.Linear, nn.Conv2d))
+        replacement.expect_rows(calibration.rows_per_step(row.name, layer))
+    return replacement
+
+
 @dataclass
 class _Job:
     """One model with one config: checks, plan, replacement."""
@@ -178,6 +224,7 @@ class _Job:
     config: QuantConfig
     calibration: Calibration | None
     given_adapter: DenoiserAdapter | None
+    assignment: Mapping[str, str]
 
     def __post_init__(self) -> None:
         self.adapter = self.given_adapter or find_adapter(self.pipe)
@@ -215,7 +262,7 @@ class _Job:
             n: reason for n, layer in layers.items() if (reason := unsupported_reason(layer))
         }
         rules = [(r.pattern, r.scheme, r.reason) for r in self.adapter.rules(self.denoiser)]
-        choices = choose_schemes(layers, self.config, rules, unsupported)
+        choices = choose_schemes(layers, self.config, rules, unsupported, self.assignment)
         rows = tuple(
             plan_row(
                 name,
@@ -280,25 +327,7 @@ class _Job:
             packed.set_rows(found[task.name])
 
     def _replacement(self, row: PlanRow, step: StepIndex | None) -> StorageLayer:
-        x_scale = None
-        if row.activation == "static" and self.calibration is not None:
-            x_scale = self.calibration.scales(
-                row.name, self.config.activation_observer, self.config.percentile
-            )
-        replacement = quantized_layer(
-            self.layers[row.name],
-            Scheme(row.scheme),
-            x_scale=x_scale,
-            step=step,
-            segments=row.segments,
-            group_size=self.config.group_size,
-            weight_observer=self.config.weight_observer,
-            backend=self.config.backend,
-        )
-        if isinstance(replacement, QuantizedLayer) and self.calibration is not None:
-            rows = self.calibration.rows_per_step(row.name, self.layers[row.name])
-            replacement.expect_rows(rows)
-        return replacement
+        return planned_layer(self.layers[row.name], row, self.config, self.calibration, step)
 
     def _step(self) -> StepIndex | None:
         if self.config.activation != "static" or self.calibration is None:

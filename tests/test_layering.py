@@ -41,10 +41,14 @@ ALLOWED: dict[str, set[str]] = {
     "calibrating": {
         "errors", "protocols", "packing.checkpoint", "calibration", "nn", "models",
     },
+    "correcting": {"errors", "calibration", "packing.checkpoint", "models"},
     "quantization": {
         "errors", "protocols", "config", "packing.layout", "packing.description",
         "packing.checkpoint", "packing.folders", "quant", "calibration", "calibrating", "nn", "ops",
         "models", "rounding",
+    },
+    "sensitivity": {
+        "errors", "protocols", "config", "calibration", "nn", "rounding", "models", "quantization",
     },
     "integrations": {
         "errors", "config", "calibration", "calibrating", "nn", "packing.description",

@@ -84,7 +84,7 @@ class Calibration:
 
         Args:
             name: module name.
-            observer: "absmax", "percentile" or "squared_error".
+            observer: "absmax", "percentile", "squared_error" or "p2.4".
             percentile: in percent, for "percentile".
 
         Returns:

@@ -25,10 +25,23 @@ from ptq4adm.cli import (
     inspect,
     prompts,
     quantize,
+    sensitivity,
     tune,
 )
 from ptq4adm.errors import Ptq4admError
 
+_COMMANDS = (
+    prompts,
+    sensitivity,
+    quantize,
+    generate,
+    evaluate,
+    inspect,
+    bench,
+    tune,
+    dispatch,
+    doctor,
+)
 EXIT_ERROR = 1
 EXIT_SIGNAL = 128  # plus the signal's number
 EXIT_INTERRUPTED = EXIT_SIGNAL + signal.SIGINT
@@ -95,6 +108,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ptq4adm {ptq4adm.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (prompts, quantize, generate, evaluate, inspect, bench, tune, dispatch, doctor):
+    for module in _COMMANDS:
         module.add_command(commands)
     return parser

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptq4adm.cli import sensitivity
 from ptq4adm.cli.options import (
     SHIPPED,
     add_original_options,
@@ -90,6 +91,13 @@ def _add_scheme_options(parser: argparse.ArgumentParser) -> None:
         help="scheme (w4a8, w8a8, w8 or float) of layers whose name matches, such as "
         "'*.conv_shortcut=w8a8'; repeatable, later ones win",
     )
+    sensitivity.add_budget_option(group)
+    group.add_argument(
+        "--sensitivity",
+        type=Path,
+        metavar="FILE",
+        help="with --budget: errors that `ptq4adm sensitivity` measured (default: measure now)",
+    )
     group.add_argument(
         "--group-size",
         type=int,
@@ -100,7 +108,7 @@ def _add_scheme_options(parser: argparse.ArgumentParser) -> None:
         "--weight-observer",
         default="squared_error",
         metavar="NAME",
-        help="clip of weights: squared_error (default) or absmax",
+        help="clip of weights: squared_error (default), p2.4 or absmax",
     )
     group.add_argument(
         "--activation",
@@ -112,7 +120,7 @@ def _add_scheme_options(parser: argparse.ArgumentParser) -> None:
         "--observer",
         default=QuantConfig.activation_observer,
         metavar="NAME",
-        help="static activation scales from: squared_error, percentile or absmax "
+        help="static activation scales from: squared_error, p2.4, percentile or absmax "
         f"(default: {QuantConfig.activation_observer})",
     )
 
@@ -208,7 +216,10 @@ def run(args: argparse.Namespace) -> int:
     model = model_folder(args.model)
     pipe = load_pipeline(model, device=args.device, **original_options(args))
     calibration = _load_calibration(args)
-    planned = plan(pipe, config, calibration)
+    assignment = None
+    if args.sensitivity is not None:
+        assignment = _assign(args, pipe, prompts, config, calibration)
+    planned = plan(pipe, config, calibration, assignment=assignment)
     # an error stays the only line
     note(args, str(recognize(model)))
     if args.dry_run:
@@ -218,7 +229,9 @@ def run(args: argparse.Namespace) -> int:
         if args.augment is not None:
             prompts = _augmented(args, pipe, prompts)
         calibration = _calibrate(args, pipe, prompts, planned)
-    done = quantize(pipe, config, calibration, progress=not args.quiet)
+    if args.budget is not None and assignment is None:
+        assignment = _assign(args, pipe, prompts, config, calibration)
+    done = quantize(pipe, config, calibration, progress=not args.quiet, assignment=assignment)
     folder = save_pipeline(pipe, args.output, overwrite=args.overwrite)
     seconds = time.monotonic() - start
     print_result(
@@ -232,8 +245,30 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _assign(
+    args: argparse.Namespace,
+    pipe: TextToAudioPipeline,
+    prompts: list[str] | None,
+    config: QuantConfig,
+    calibration: Calibration | None,
+) -> dict[str, str]:
+    """Schemes under the budget, of errors from a file, or measured now."""
+    from ptq4adm.sensitivity import Sensitivity, assign_schemes
+
+    if args.sensitivity is None:
+        measured = sensitivity.measure(args, pipe, prompts, config, calibration)
+    else:
+        measured = Sensitivity.load(args.sensitivity)
+        measured.check(pipe.unet)
+    return assign_schemes(measured, args.budget)
+
+
 def _check_choice(args: argparse.Namespace) -> None:
     """Refuse options of a choice where none is made."""
+    if args.sensitivity is not None and args.budget is None:
+        args.parser.error("--sensitivity is of a size budget: give --budget, too")
+    if args.budget is not None and args.dry_run and args.sensitivity is None:
+        args.parser.error("--dry-run measures nothing: give --sensitivity FILE to plan a --budget")
     if args.strategy is None:
         for name in ("size", "inputs"):
             if getattr(args, name) is not None:

@@ -18,7 +18,9 @@ import torch
 from torch import nn
 
 from ptq4adm.errors import BackendUnavailableError, CheckpointError, MissingComponentError
+from ptq4adm.models.correction import StepCorrection
 from ptq4adm.models.mapped import load_mapped
+from ptq4adm.protocols import SamplingDefaults
 
 INDEX_FILE = "model_index.json"
 # beside the components' entries: names with an underscore are passed over by diffusers
@@ -209,6 +211,9 @@ def save_components(pipe: Any, folder: Path, *, skip: Collection[str] = ()) -> N
     domain = getattr(pipe, "prompt_domain", None)
     if domain is not None:
         index[DOMAIN_ENTRY] = domain
+    correction = getattr(pipe, "correction", None)
+    if isinstance(correction, StepCorrection):
+        correction.save(folder)
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
@@ -301,3 +306,11 @@ def load_unet(folder: Path, entry: list[str], dtype: torch.dtype, backend: str) 
         return load_denoiser(folder / "unet", backend=backend, dtype=dtype)
     unet: nn.Module = load_component(folder, "unet", entry, dtype)
     return unet
+
+
+def read_defaults(index: dict[str, Any], otherwise: SamplingDefaults) -> SamplingDefaults:
+    """Steps and guidance that an index names, or else a family's."""
+    return SamplingDefaults(
+        steps=int(index.get(STEPS_ENTRY, otherwise.steps)),
+        guidance=float(index.get(GUIDANCE_ENTRY, otherwise.guidance)),
+    )

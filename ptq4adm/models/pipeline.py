@@ -31,17 +31,17 @@ from ptq4adm.errors import (
 from ptq4adm.models.components import (
     COMPONENTS,
     DOMAIN_ENTRY,
-    GUIDANCE_ENTRY,
     INDEX_FILE,
-    STEPS_ENTRY,
     check_device,
     component_folder,
     load_component,
     load_unet,
+    read_defaults,
     read_index,
     save_components,
 )
 from ptq4adm.models.conditioning import Conditioning, check_prompts
+from ptq4adm.models.correction import GuidedCall, PredictionCorrection, read_correction
 from ptq4adm.models.noise import draw_noise, noise_generators, step_options
 from ptq4adm.nn.hoist import can_prepare, prepared
 from ptq4adm.protocols import SamplingDefaults, StepCallback
@@ -65,6 +65,7 @@ class TextToAudioPipeline(ABC):
         defaults: steps and guidance used when a call names none.
         prompt_domain: what it can be asked for, by the name of a `ptq4adm.prompts.Domain`; None if
             its folder does not say.
+        correction: of a quantized UNet's predictions; see `ptq4adm.fit_correction`.
     """
 
     unet: Any
@@ -75,6 +76,7 @@ class TextToAudioPipeline(ABC):
     vocoder: Any
     defaults: SamplingDefaults
     prompt_domain: str | None = None
+    correction: PredictionCorrection | None = None
 
     family: ClassVar[str]
     """Name of the family, written into quantized checkpoints."""
@@ -162,8 +164,9 @@ class TextToAudioPipeline(ABC):
         domain = index.get(DOMAIN_ENTRY)
         return cls(
             **parts,
-            defaults=_read_defaults(index, cls.family_defaults),
+            defaults=read_defaults(index, cls.family_defaults),
             prompt_domain=None if domain is None else str(domain),
+            correction=read_correction(folder),
         ).to(device)
 
     @property
@@ -290,7 +293,10 @@ class TextToAudioPipeline(ABC):
         options = step_options(self.scheduler, generators)
         with self._constants(conditioning):
             for i, t in enumerate(self.scheduler.timesteps):
-                prediction = self._predict(latents, t, conditioning, guidance)
+                call = GuidedCall(latents, t, conditioning, guidance)
+                prediction = self.predict(call)
+                if self.correction is not None:
+                    prediction = self.correction.correct(prediction, call)
                 latents = self.scheduler.step(prediction, t, latents, **options).prev_sample
                 if callback is not None:
                     callback(i, int(t), latents)
@@ -347,18 +353,17 @@ class TextToAudioPipeline(ABC):
         """Write every component but `skip`, and the index."""
         save_components(self, Path(folder), skip=skip)
 
-    def _predict(
-        self, latents: Tensor, t: Tensor, conditioning: Conditioning, guidance: float
-    ) -> Tensor:
-        """One call of the UNet: on both halves of the conditioning if there is guidance."""
-        is_guided = guidance > 1.0
+    @torch.no_grad()
+    def predict(self, call: GuidedCall) -> Tensor:
+        """What the UNet predicts, guidance applied: one call, on both halves if there are two."""
+        latents, is_guided = call.latents, call.guidance > 1.0
         doubled = torch.cat([latents, latents]) if is_guided else latents
-        scaled = self.scheduler.scale_model_input(doubled, t)
-        prediction: Tensor = self.unet(scaled, t, **conditioning.arguments).sample
+        scaled = self.scheduler.scale_model_input(doubled, call.timestep)
+        found: Tensor = self.unet(scaled, call.timestep, **call.conditioning.arguments).sample
         if not is_guided:
-            return prediction
-        unconditional, conditional = prediction.chunk(2)
-        return unconditional + guidance * (conditional - unconditional)
+            return found
+        unconditional, conditional = found.chunk(2)
+        return unconditional + call.guidance * (conditional - unconditional)
 
     def _constants(self, conditioning: Conditioning) -> AbstractContextManager[None]:
         """What depends on timesteps or conditioning alone, computed before the loop."""
@@ -391,10 +396,3 @@ class TextToAudioPipeline(ABC):
             )
         if not 0 <= seed < 2**63:
             raise ConfigError(f"seed = {seed}: expected 0 to 2^63 - 1")
-
-
-def _read_defaults(index: dict[str, Any], otherwise: SamplingDefaults) -> SamplingDefaults:
-    return SamplingDefaults(
-        steps=int(index.get(STEPS_ENTRY, otherwise.steps)),
-        guidance=float(index.get(GUIDANCE_ENTRY, otherwise.guidance)),
-    )

@@ -70,7 +70,7 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
             step: which bucket is in use; needed with more than one.
             segments: parts of K with their own activation scales; None for one.
             group_size: None, or 64 (4 bits only).
-            weight_observer: "squared_error" or "absmax".
+            weight_observer: "squared_error", "p2.4" or "absmax".
             backend: "auto" or a backend's name.
 
         Raises:

@@ -1,7 +1,7 @@
 """Histograms of activation magnitudes, and the scales that follow from them.
 
 One pass of calibration fills a `HistogramObserver` for every layer; absmax, percentile and
-squared-error scales are all derived from it afterwards, so changing the observer needs no second
+least-error scales are all derived from it afterwards, so changing the observer needs no second
 pass.
 
 Bins cover [0, 2**exponent) evenly. When a larger value arrives the exponent grows and neighbouring
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ptq4adm.errors import CalibrationError, ConfigError, NonFiniteError
+from ptq4adm.quant.affine import ERROR_POWERS
 
 # the top bin edge is less than twice the largest value, so an int8 step spans at least four bins
 BINS = 1024
@@ -146,7 +147,8 @@ def scale_table(record: HistogramRecord, observer: str, percentile: float = 99.9
     Args:
         record: histograms of T buckets, at least one of them seen.
         observer: "absmax" clips nothing that was seen; "percentile" keeps that share of magnitudes;
-            "squared_error" takes the clip with the least expected rounding plus clipping error.
+            "squared_error" takes the clip with the least expected rounding plus clipping error, and
+            "p2.4" the one with the least |error|^2.4, which clips less (Q-Diffusion's).
         percentile: in percent, for "percentile".
 
     Returns:
@@ -165,12 +167,12 @@ def scale_table(record: HistogramRecord, observer: str, percentile: float = 99.9
         clips = record.absmax().to(torch.float64)
     elif observer == "percentile":
         clips = _percentile_clips(record, percentile)
-    elif observer == "squared_error":
-        clips = _squared_error_clips(record)
+    elif observer in ERROR_POWERS:
+        clips = _least_error_clips(record, ERROR_POWERS[observer])
     else:
         raise ConfigError(
-            f"activation observer: got {observer!r}, needs 'absmax', 'percentile' or "
-            "'squared_error'"
+            f"activation observer: got {observer!r}, needs 'absmax', 'percentile', "
+            f"{' or '.join(repr(name) for name in ERROR_POWERS)}"
         )
     scales = (clips.clamp_min(SMALLEST_ABSMAX) / QMAX).to(torch.float32)
     known = torch.nonzero(seen).flatten()  # [seen buckets]
@@ -191,8 +193,8 @@ def _percentile_clips(record: HistogramRecord, percentile: float) -> Tensor:
     return torch.minimum(position[:, 0] * widths, record.absmax().to(torch.float64))
 
 
-def _squared_error_clips(record: HistogramRecord) -> Tensor:
-    """Clip with the least expected squared error, float64 [T]: of 100 up to the largest value."""
+def _least_error_clips(record: HistogramRecord, power: float) -> Tensor:
+    """Clip with the least expected |error|^power, float64 [T]: of 100 up to the largest value."""
     ratios = torch.linspace(1.0 / _CLIP_CANDIDATES, 1.0, _CLIP_CANDIDATES, dtype=torch.float64)
     clips = record.absmax().to(torch.float64).clamp_min(SMALLEST_ABSMAX)
     for bucket in range(record.counts.shape[0]):
@@ -201,22 +203,23 @@ def _squared_error_clips(record: HistogramRecord) -> Tensor:
         candidates = clips[bucket] * ratios  # [C]
         top = 2.0 ** int(record.exponent[bucket])
         edges = torch.linspace(0.0, top, BINS + 1, dtype=torch.float64)
-        error = _expected_errors(record.counts[bucket], edges, candidates)
+        error = _expected_errors(record.counts[bucket], edges, candidates, power)
         clips[bucket] = candidates[error.argmin()]
     return clips
 
 
-def _expected_errors(counts: Tensor, edges: Tensor, clips: Tensor) -> Tensor:
-    """Sum of squared errors for each clip, if values are spread evenly within their bins.
+def _expected_errors(counts: Tensor, edges: Tensor, clips: Tensor, power: float) -> Tensor:
+    """Sum of |error|^p for each clip, if values are spread evenly within their bins.
 
-    With step d = clip / 127 and P an antiderivative of the squared error e(x), a bin [a, b) of n
-    values adds n * (P(b) - P(a)) / (b - a). Below the clip e is the rounding sawtooth, above it (x
-    - clip)**2.
+    With step d = clip / 127 and P an antiderivative of |e(x)|^p, a bin [a, b) of n values adds n *
+    (P(b) - P(a)) / (b - a). Below the clip e is the rounding sawtooth, one period of which adds
+    2 (d / 2)^(p + 1) / (p + 1); above it e is x - clip.
 
     Args:
         counts: int64 [BINS].
         edges: float64 [BINS + 1].
         clips: float64 [C], above 0.
+        power: p, above 0.
 
     Returns:
         float64 [C].
@@ -226,6 +229,8 @@ def _expected_errors(counts: Tensor, edges: Tensor, clips: Tensor) -> Tensor:
     periods = (inside / step).round()
     rest = inside - periods * step
     over = (edges[None, :] - clips[:, None]).clamp_min(0.0)
-    antiderivative = periods * step**3 / 12 + rest**3 / 3 + over**3 / 3
+    raised = power + 1
+    partial = rest.sign() * rest.abs() ** raised + over**raised
+    antiderivative = (periods * (2 * (step / 2) ** raised) + partial) / raised
     density = counts / (edges[1:] - edges[:-1])
     return antiderivative.diff(dim=1) @ density

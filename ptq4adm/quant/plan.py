@@ -1,7 +1,7 @@
 """Which layer takes which scheme, why, and what that weighs: the table a person reads first.
 
-Owns the precedence (config, then the family's rules, then what is possible, then the user's
-overrides) and the byte counts. It makes no module.
+Owns the precedence (config, then the family's rules, then what is possible, then what a size budget
+assigned, then the user's overrides) and the byte counts. It makes no module.
 """
 
 from __future__ import annotations
@@ -142,6 +142,7 @@ def choose_schemes(
     config: QuantConfig,
     rules: Sequence[tuple[str, str, str]],
     unsupported: Mapping[str, str],
+    assignment: Mapping[str, str] | None = None,
 ) -> dict[str, Choice]:
     """Decide the scheme of every layer.
 
@@ -150,10 +151,11 @@ def choose_schemes(
         config: the default scheme and the overrides.
         rules: (pattern, scheme, reason) of the model family; later ones win.
         unsupported: name to the reason why that layer cannot be quantized.
+        assignment: name to the scheme that a size budget gave that layer; None for no budget.
 
     Raises:
         PatternError: if an override matches no layer; names the closest ones.
-        UnsupportedLayerError: if an override asks for what a layer cannot be.
+        UnsupportedLayerError: if an override or the assignment asks for what a layer cannot be.
     """
     choices = {name: _default(layer, config.scheme) for name, layer in layers.items()}
     for pattern, scheme, reason in rules:
@@ -162,6 +164,11 @@ def choose_schemes(
                 choices[name] = Choice(scheme, reason)
     for name, reason in unsupported.items():
         choices[name] = Choice(Scheme.FLOAT.value, reason)
+    for name, scheme in (assignment or {}).items():
+        if name not in layers:
+            raise _unknown_pattern(name, list(layers))
+        _check_possible(name, layers[name], scheme, unsupported.get(name))
+        choices[name] = Choice(scheme, "integer program")
     for pattern, scheme in config.overrides.items():
         matched = [name for name in layers if fnmatchcase(name, pattern)]
         if not matched:

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from ptq4adm.errors import CalibrationError, ConfigError, NonFiniteError
-from ptq4adm.quant.observers import BINS, HistogramObserver, HistogramRecord, scale_table
+from ptq4adm.quant.observers import (
+    BINS,
+    HistogramObserver,
+    HistogramRecord,
+    _expected_errors,
+    scale_table,
+)
 
 # one bin of the widest kind, in units of the largest magnitude: 2 / BINS
 BIN = 2.0 / BINS
@@ -98,15 +104,18 @@ def test_the_100th_percentile_is_the_largest_value() -> None:
     )
 
 
-def _true_error(x: Tensor, scale: float) -> float:
+def _true_error(x: Tensor, scale: float, power: float = 2.0) -> float:
     x = x.double()
-    return float(((x / scale).round().clamp(-127, 127) * scale - x).square().sum())
+    return float(((x / scale).round().clamp(-127, 127) * scale - x).abs().pow(power).sum())
 
 
 @pytest.mark.parametrize(
     "kind", ["gaussian", "laplace", "outlier", "silu", "uniform", "constant", "sparse"]
 )
-def test_squared_error_clip_is_as_good_as_the_best_clip_for_the_values(kind: str) -> None:
+@pytest.mark.parametrize(("observer", "power"), [("squared_error", 2.0), ("p2.4", 2.4)])
+def test_a_searched_clip_is_as_good_as_the_best_clip_for_the_values(
+    kind: str, observer: str, power: float
+) -> None:
     x = torch.randn(50_000)
     if kind == "laplace":
         x = torch.distributions.Laplace(0.0, 1.0).sample((50_000,))
@@ -120,10 +129,33 @@ def test_squared_error_clip_is_as_good_as_the_best_clip_for_the_values(kind: str
         x = torch.full((1000,), 0.75)
     elif kind == "sparse":
         x = x * (torch.rand(50_000) > 0.9)
-    scale = float(scale_table(_observe(x).record(), "squared_error")[0])
+    scale = float(scale_table(_observe(x).record(), observer)[0])
     absmax = float(x.abs().max())
-    best = min(_true_error(x, absmax * i / 100 / 127) for i in range(1, 101))
-    assert _true_error(x, scale) <= 1.03 * best + 1e-9
+    best = min(_true_error(x, absmax * i / 100 / 127, power) for i in range(1, 101))
+    assert _true_error(x, scale, power) <= 1.04 * best + 1e-9
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 2.4, 3.0])
+@pytest.mark.parametrize("clip", [0.004, 0.37, 1.0, 1.9])
+def test_the_expected_error_is_the_integral_over_the_bins(power: float, clip: float) -> None:
+    counts = torch.randint(0, 50, (BINS,))
+    counts[700:] = 0
+    edges = torch.linspace(0, 2, BINS + 1, dtype=torch.float64)
+    # midpoints of 400 parts of each bin stand for values spread evenly over it
+    parts = 400
+    x = edges[:-1, None] + (torch.arange(parts) + 0.5) / parts * (2 / BINS)
+    step = clip / 127
+    error = ((x / step).round().clamp_max(127) * step - x).abs().pow(power)
+    expected = (counts * error.mean(dim=1)).sum()
+    found = _expected_errors(counts, edges, torch.tensor([clip], dtype=torch.float64), power)
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=0)
+
+
+def test_a_higher_power_clips_less() -> None:
+    x = torch.randn(50_000)
+    record = _observe(x).record()
+    squared, higher = scale_table(record, "squared_error"), scale_table(record, "p2.4")
+    assert squared[0] < higher[0] < scale_table(record, "absmax")[0]
 
 
 def test_squared_error_keeps_an_outlier_only_if_it_pays() -> None:
@@ -146,7 +178,7 @@ def test_a_bucket_without_records_takes_its_nearest_neighbours_scale() -> None:
 
 def test_an_input_of_zeros_has_a_usable_scale() -> None:
     record = _observe(torch.zeros(100)).record()
-    for observer in ("absmax", "percentile", "squared_error"):
+    for observer in ("absmax", "percentile", "squared_error", "p2.4"):
         scale = scale_table(record, observer)
         assert torch.isfinite(scale).all()
         assert (scale > 0).all()
