@@ -18,6 +18,7 @@ from ptq4adm.packing.weight_files import find_weight_files
 __all__ = ["model_card"]
 
 _DENOISER = "unet"
+_PLACEHOLDER = "PATH-OR-ID-OF-THIS-MODEL"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def model_card(
     Raises:
         MissingComponentError: if the folder holds neither, or its weights are missing.
         CheckpointError: if its UNet is not quantized by this package.
-        ConfigError: if a name would break the header.
+        ConfigError: if a name would break the header, or a variant is named of a pipeline that
+            only this package loads.
     """
     facts = _read(Path(folder), variant)
     names = {"repo_id": repo_id, "base_model": base_model, "license_name": license_name}
@@ -72,7 +74,7 @@ def model_card(
     parts = [
         _header(base_model, license_name),
         _introduction(facts, base_model),
-        _usage(facts, repo_id or "PATH-OR-ID-OF-THIS-MODEL", variant),
+        _usage(facts, repo_id, variant),
         _table(facts),
     ]
     return "\n".join(parts)
@@ -124,32 +126,48 @@ def _introduction(facts: _Facts, base_model: str | None) -> str:
     )
 
 
-def _usage(facts: _Facts, name: str, variant: str | None) -> str:
-    return (
-        "## Use\n\n"
+def _usage(facts: _Facts, name: str | None, variant: str | None) -> str:
+    import diffusers
+
+    why = (
         "`import ptq4adm` must come before the model is loaded: without it, diffusers stops with "
         "`Unknown quantization type, got ptq4adm`.\n\n"
-        "```sh\npip install ptq4adm accelerate\n```\n\n"
-        "```python\nimport ptq4adm  # makes diffusers know the format\n"
-        f"{_example(facts, name, variant)}```\n\n"
+    )
+    if facts.pipeline is not None and not hasattr(diffusers, facts.pipeline):
+        why, example = "", _own_example(facts.pipeline, name, variant)
+    else:
+        example = _diffusers_example(facts, name, variant)
+    return (
+        f"## Use\n\n{why}```sh\npip install ptq4adm accelerate\n```\n\n"
+        f"```python\n{example}```\n\n"
         "Another dtype is chosen with `dtype=`; the scales of packed layers stay float32.\n"
     )
 
 
-def _example(facts: _Facts, name: str, variant: str | None) -> str:
-    """How it is loaded: by diffusers, or by this package where the pipeline is one of its own."""
-    import diffusers
-
-    if facts.pipeline is not None and not hasattr(diffusers, facts.pipeline):
-        return (
-            "from huggingface_hub import snapshot_download\n\n"
-            f'pipe = ptq4adm.load_pipeline(snapshot_download("{name}"))\n'
+def _own_example(pipeline: str, name: str | None, variant: str | None) -> str:
+    """How a pipeline is loaded that diffusers does not have."""
+    if variant is not None:
+        raise ConfigError(
+            f"variant {variant!r}: diffusers has no {pipeline}, and ptq4adm.load_pipeline reads "
+            "files without a variant; save the model without one"
         )
+    if name is None:
+        return f'import ptq4adm\n\npipe = ptq4adm.load_pipeline("{_PLACEHOLDER}")\n'
+    return (
+        "import ptq4adm\nfrom huggingface_hub import snapshot_download\n\n"
+        f'pipe = ptq4adm.load_pipeline(snapshot_download("{name}"))\n'
+    )
+
+
+def _diffusers_example(facts: _Facts, name: str | None, variant: str | None) -> str:
     kind, variable = "DiffusionPipeline", "pipe"
     if facts.pipeline is None:
         kind, variable = facts.model, "unet"
-    place = f'"{name}"' + ("" if variant is None else f', variant="{variant}"')
-    return f"from diffusers import {kind}\n\n{variable} = {kind}.from_pretrained({place})\n"
+    place = f'"{name or _PLACEHOLDER}"' + ("" if variant is None else f', variant="{variant}"')
+    return (
+        "import ptq4adm  # makes diffusers know the format\n"
+        f"from diffusers import {kind}\n\n{variable} = {kind}.from_pretrained({place})\n"
+    )
 
 
 def _table(facts: _Facts) -> str:

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import nn
@@ -60,7 +61,31 @@ def test_a_pipeline_that_diffusers_lacks_is_loaded_by_this_package(
     index.write_text(index.read_text().replace("AudioLDMPipeline", "TangoPipeline"))
     card = ptq4adm.model_card(tmp_path, repo_id="someone/tango-w4a8")
     assert "DiffusionPipeline" not in card
+    assert "diffusers stops with" not in card
     assert 'ptq4adm.load_pipeline(snapshot_download("someone/tango-w4a8"))' in card
+    # without an id the example says where a path goes: put one there, and it runs
+    index.write_text((packed / "model_index.json").read_text())
+    found = re.search(r"```python\n(.*?)```", own_card(tmp_path), re.DOTALL)
+    assert found is not None
+    names: dict[str, object] = {}
+    exec(found[1].replace("PATH-OR-ID-OF-THIS-MODEL", tmp_path.as_posix()), names)
+    assert isinstance(names["pipe"], ptq4adm.TextToAudioPipeline)
+    (tmp_path / "unet" / WEIGHTS_FILE).rename(
+        tmp_path / "unet" / WEIGHTS_FILE.replace(".", ".fp16.", 1)
+    )
+    with pytest.raises(ConfigError, match="without a variant; save"):
+        own_card(tmp_path, variant="fp16")
+
+
+def own_card(folder: Path, **options: Any) -> str:
+    """The card of the same folder, if its pipeline were one that diffusers lacks."""
+    index = folder / "model_index.json"
+    text = index.read_text()
+    index.write_text(text.replace("AudioLDMPipeline", "TangoPipeline"))
+    try:
+        return ptq4adm.model_card(folder, **options)
+    finally:
+        index.write_text(text)
 
 
 def test_shards_of_a_variant_are_counted_together(
