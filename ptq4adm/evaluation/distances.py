@@ -93,8 +93,9 @@ def frechet_distance_infinity(
         raise ShapeError(f"embeddings: got {count} clips; extrapolating needs at least 4")
     generator = torch.Generator().manual_seed(seed)
     points = []
-    for inverse in torch.linspace(2.0 / count, 1.0 / count, _FIT_SIZES).tolist():
-        size = round(1.0 / inverse)
+    gaps = _FIT_SIZES - 1
+    for k in range(_FIT_SIZES):
+        size = round(count * gaps / (2 * gaps - k))  # 1 / size falls from 2 / N to 1 / N
         draws = 1 if size == count else _FIT_DRAWS
         rows = (draw_rows(count, size, paired, generator) for _ in range(draws))
         values = [_frechet(x[i], y[j]) for i, j in rows]

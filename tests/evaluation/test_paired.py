@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from ptq4adm.errors import ShapeError
+from ptq4adm.errors import NonFiniteError, ShapeError
 from ptq4adm.evaluation.mel import log_mel
-from ptq4adm.evaluation.paired import latent_sqnr_db, log_mel_distance_db
+from ptq4adm.evaluation.paired import (
+    embedding_cosine,
+    latent_sqnr_db,
+    log_mel_distance_db,
+    step_sqnr_db,
+)
 
 
 def test_latent_sqnr_is_the_formula_for_each_sample() -> None:
@@ -48,3 +53,26 @@ def test_shapes_must_agree() -> None:
         latent_sqnr_db(torch.zeros(2, 3), torch.zeros(1, 3))
     with pytest.raises(ShapeError, match="waveforms"):
         log_mel_distance_db(torch.zeros(2, 4000), torch.zeros(2, 4001))
+
+
+def test_step_sqnr_is_that_of_every_step() -> None:
+    reference, test = torch.randn(4, 3, 8, 4, 4), torch.randn(4, 3, 8, 4, 4)
+    found = step_sqnr_db(reference, test)
+    assert found.shape == (4, 3)
+    for step in range(4):
+        assert torch.equal(found[step], latent_sqnr_db(reference[step], test[step]))
+    with pytest.raises(ShapeError, match="T, B"):
+        step_sqnr_db(reference, test[:3])
+
+
+def test_embedding_cosine_is_the_formula() -> None:
+    x, y = torch.randn(4, 5), torch.randn(4, 5)
+    a, b = x.double().numpy(), y.double().numpy()
+    expected = (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    np.testing.assert_allclose(embedding_cosine(x, y), expected, rtol=1e-12)
+    assert embedding_cosine(x, 3 * x).tolist() == pytest.approx([1.0] * 4)
+    assert embedding_cosine(x, -x).tolist() == pytest.approx([-1.0] * 4)
+    with pytest.raises(ShapeError, match="embeddings"):
+        embedding_cosine(x, y[:, :4])
+    with pytest.raises(NonFiniteError, match="points nowhere"):
+        embedding_cosine(x, 0 * y)

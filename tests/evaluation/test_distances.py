@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from ptq4adm.errors import NonFiniteError, ShapeError
-from ptq4adm.evaluation.distances import frechet_distance, kernel_distance
+from ptq4adm.evaluation.distances import (
+    draw_rows,
+    frechet_distance,
+    frechet_distance_infinity,
+    kernel_distance,
+)
 
 
 def _normal(count: int, dimension: int, seed: int) -> torch.Tensor:
@@ -76,6 +81,66 @@ def test_kernel_distance_is_unbiased() -> None:
     assert abs(np.mean(values)) < 4 * error
 
 
+def test_kernel_distance_of_pairs_leaves_them_out() -> None:
+    x, y = _normal(6, 3, 7), _normal(6, 3, 8) + 0.5
+    table = [((a @ b.T) / 3 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
+    off = [float(t[~torch.eye(6, dtype=torch.bool)].mean()) for t in table]
+    expected = off[0] + off[1] - 2 * off[2]
+    assert kernel_distance(x, y, paired=True).value == pytest.approx(expected, rel=1e-10)
+    assert kernel_distance(x, x, paired=True).value == pytest.approx(0.0, abs=1e-12)
+
+
+def test_kernel_distance_of_pairs_is_unbiased() -> None:
+    values = []
+    for i in range(400):
+        x = _normal(8, 2, 2 * i)
+        y = (x + _normal(8, 2, 2 * i + 1)) / 2**0.5
+        values.append(kernel_distance(x, y, paired=True).value)
+    assert abs(np.mean(values)) < 4 * np.std(values) / 20
+
+
+def test_frechet_of_equal_sets_in_many_dimensions_is_zero() -> None:
+    x = _normal(40, 200, 20) * torch.logspace(-4, 2, 200, dtype=torch.float64)
+    assert frechet_distance(x, x).value == pytest.approx(0.0, abs=1e-9 * float(x.square().sum()))
+
+
+def test_frechet_infinity_extrapolates_the_line_through_its_subsets() -> None:
+    x, y = _normal(64, 3, 12), _normal(64, 3, 13) * 1.5
+    generator = torch.Generator().manual_seed(5)
+    inverses, means = [], []
+    for inverse in np.linspace(2 / 64, 1 / 64, 6):
+        size = round(1 / inverse)
+        values = []
+        for _ in range(16 if size < 64 else 1):
+            i, j = draw_rows(64, size, False, generator)
+            values.append(frechet_distance(x[i], y[j]).value)
+        inverses.append(1 / size)
+        means.append(np.mean(values))
+    found = frechet_distance_infinity(x, y, seed=5)
+    assert found.value == pytest.approx(np.polyfit(inverses, means, 1)[1], rel=1e-9)
+    assert found.warnings == ()
+    assert "at least 186 clips" in frechet_distance_infinity(*[_normal(60, 62, 0)] * 2).warnings[0]
+
+
+def test_frechet_infinity_takes_the_bias_away() -> None:
+    plain, extrapolated = [], []
+    for i in range(20):
+        x, y = _normal(150, 30, 2 * i), _normal(150, 30, 2 * i + 1) * 1.2
+        plain.append(frechet_distance(x, y).value)
+        extrapolated.append(frechet_distance_infinity(x, y).value)
+    assert np.mean(plain) > 1.2 + 2.0
+    assert np.mean(extrapolated) == pytest.approx(30 * 0.2**2, abs=0.3)
+
+
+def test_pairs_are_drawn_together() -> None:
+    generator = torch.Generator().manual_seed(0)
+    i, j = draw_rows(50, 20, True, generator)
+    assert torch.equal(i, j)
+    assert len(i.unique()) == 20
+    i, j = draw_rows(50, 20, False, generator)
+    assert not torch.equal(i, j)
+
+
 def test_bad_embeddings_are_refused() -> None:
     x = _normal(5, 2, 11)
     with pytest.raises(ShapeError, match="5 reference and 4 test clips"):
@@ -84,3 +149,5 @@ def test_bad_embeddings_are_refused() -> None:
         kernel_distance(x, x[:, :1])
     with pytest.raises(NonFiniteError):
         frechet_distance(x, x / 0)
+    with pytest.raises(ShapeError, match="got 3 clips"):
+        frechet_distance_infinity(x[:3], x[:3])
