@@ -98,13 +98,17 @@ def log_mel(waveform: torch.Tensor) -> torch.Tensor:
     Returns:
         float32 ``[B, S // 160, 64]``: natural logarithm of the mel magnitudes,
         clamped from below at ln(1e-5).
+
+    Raises:
+        ShapeError: if it is not [B, S], or too short to pad.
     """
     if waveform.dim() != 2:
-        raise ValueError(f"waveform must be [batch, samples], got shape {tuple(waveform.shape)}")
+        raise ShapeError(f"waveform: got shape {tuple(waveform.shape)}; [B, S] is needed")
     pad = (N_FFT - HOP) // 2
     if waveform.shape[1] <= pad:
-        raise ValueError(
-            f"waveform has {waveform.shape[1]} samples; reflect padding needs more than {pad}"
+        raise ShapeError(
+            f"waveform: got {waveform.shape[1]} samples; more than {pad} are needed to pad by "
+            "reflection: leave out such short clips"
         )
     padded = torch.nn.functional.pad(waveform.float()[:, None], (pad, pad), mode="reflect")[:, 0]
     window = torch.hann_window(N_FFT, device=padded.device)
