@@ -43,8 +43,8 @@ def add_command(commands: Any) -> None:
         "--embedding",
         default=_EMBEDDING,
         metavar="NAME",
-        help="musicnn-MTT, musicnn-MSD, logmel-stats (no weights), cnn14-16k, vggish or clap "
-        f"(default: {_EMBEDDING})",
+        help="musicnn-MTT, musicnn-MSD, cdpam, logmel-stats (no weights), cnn14-16k, vggish or "
+        f"clap (default: {_EMBEDDING})",
     )
     parser.add_argument(
         "--weights", type=Path, metavar="PATH", help="file or folder of its weights"

@@ -16,7 +16,7 @@ from torch import Tensor
 from ptq4adm.errors import ConfigError, MissingComponentError
 from ptq4adm.evaluation.mel import SAMPLE_RATE, log_mel
 
-NAMES = ("musicnn-MTT", "musicnn-MSD", "logmel-stats", "cnn14-16k", "vggish", "clap")
+NAMES = ("musicnn-MTT", "musicnn-MSD", "logmel-stats", "cnn14-16k", "vggish", "clap", "cdpam")
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,15 @@ def load_embedding(name: str, weights: str | Path | None = None) -> AudioEmbeddi
     Args:
         name: "musicnn-MTT" or "musicnn-MSD" (music taggers of 50 tags, 200 features),
             "logmel-stats" (no weights), "cnn14-16k" (PANNs; 527 classes, 2048 features: what papers
-            on text to audio report), "vggish", or "clap".
-        weights: where they lie. For musicnn its wheel, or the folder of the package (default: the
-            installed one); the published .pth file or .safetensors for "cnn14-16k" and "vggish"; a
-            folder that transformers reads for "clap".
+            on text to audio report), "vggish", "clap", or "cdpam" (a perceptual metric; slow).
+        weights: where they lie. For musicnn and cdpam the wheel, or the folder of the package
+            (default: the installed one); the published .pth file or .safetensors for "cnn14-16k"
+            and "vggish"; a folder that transformers reads for "clap".
 
     Raises:
         ConfigError: if the name is unknown, or weights are given to what has none.
         MissingComponentError: if weights are needed and none were given, or there is no such file.
-        DependencyError: if musicnn is not installed.
+        DependencyError: if musicnn or cdpam is not installed.
         CheckpointError: if the weights are another model's, or damaged.
     """
     if name not in NAMES:
@@ -106,10 +106,14 @@ def load_embedding(name: str, weights: str | Path | None = None) -> AudioEmbeddi
         if weights is not None:
             raise ConfigError(f"embedding {name!r} has no weights, got {weights}; leave them out")
         return LogMelStatistics()
-    # here, as these load networks that most commands never need
-    from ptq4adm.evaluation.musicnn import Musicnn
+    # imported here, as these are networks that most commands never need
+    if name == "cdpam":
+        from ptq4adm.evaluation.cdpam import CdpamEmbedding
 
+        return CdpamEmbedding(weights)
     if name.startswith("musicnn-"):
+        from ptq4adm.evaluation.musicnn import Musicnn
+
         return Musicnn(name.removeprefix("musicnn-"), weights)
     if weights is None:
         raise MissingComponentError(
