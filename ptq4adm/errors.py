@@ -124,6 +124,17 @@ class OutputError(Ptq4admError, RuntimeError):
     """An output file or folder cannot be written."""
 
 
+# --- evaluation ---------------------------------------------------------------------------------
+
+
+class AudioFileError(Ptq4admError, ValueError):
+    """An audio file cannot be read, or holds no sample."""
+
+
+class EvaluationError(Ptq4admError, ValueError):
+    """A file of an evaluation, its result or its cache, cannot be read."""
+
+
 # --- benchmarks ---------------------------------------------------------------------------------
 
 

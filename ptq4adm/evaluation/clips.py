@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ptq4adm.errors import MissingComponentError, ShapeError, TruncatedCheckpointError
+from ptq4adm.errors import AudioFileError, MissingComponentError, ShapeError
 
 _PATTERN = "*.wav"
 
@@ -42,7 +42,7 @@ def read_folder(folder: str | Path) -> ClipSet:
 
     Raises:
         MissingComponentError: if there is no such folder, or no .wav file in it.
-        TruncatedCheckpointError: if a file cannot be read, or is empty.
+        AudioFileError: if a file cannot be read, or is empty.
         ShapeError: if the files have different sample rates.
     """
     import soundfile
@@ -60,11 +60,11 @@ def read_folder(folder: str | Path) -> ClipSet:
         try:
             samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
         except (OSError, soundfile.LibsndfileError) as error:
-            raise TruncatedCheckpointError(
+            raise AudioFileError(
                 f"{path}: cannot be read ({error}); copy it again, or move it away"
             ) from error
         if not len(samples):
-            raise TruncatedCheckpointError(f"{path}: holds no sample; move it away")
+            raise AudioFileError(f"{path}: holds no sample; move it away")
         rates.setdefault(int(rate), path.name)
         waveforms.append(torch.from_numpy(samples).mean(1))
     if len(rates) > 1:

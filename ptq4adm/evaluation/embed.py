@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ptq4adm.calibration.files import write_tensors
-from ptq4adm.errors import CheckpointError, NonFiniteError, ShapeError
+from ptq4adm.errors import EvaluationError, NonFiniteError, ShapeError
 from ptq4adm.evaluation.embeddings import AudioEmbedding, Embedded
 from ptq4adm.evaluation.resample import NAME as RESAMPLER
 from ptq4adm.evaluation.resample import resample
@@ -46,7 +46,7 @@ def embed_clips(
     Raises:
         ShapeError: if there is no clip, one is not [S], or the embedding breaks its promises.
         NonFiniteError: if a clip holds NaN or infinity.
-        CheckpointError: if a file of the cache is damaged.
+        EvaluationError: if a file of the cache is damaged.
         OutputError: if the cache cannot be written.
     """
     check_clips(clips)
@@ -129,7 +129,7 @@ def _read(path: Path, clips: int, embedding: AudioEmbedding) -> Embedded:
         found = Embedded(tensors[_FEATURES], tensors.get(_LOGITS))
         _check(embedding, found, clips)
     except (SafetensorError, OSError, KeyError, ShapeError) as error:
-        raise CheckpointError(
+        raise EvaluationError(
             f"{path}: damaged ({error}); delete it, and it is computed again"
         ) from error
     return found

@@ -39,7 +39,7 @@ class Interval:
     Attributes:
         low: its lower end.
         high: its upper end.
-        level: share of such intervals that hold the expected figure, for one 0.95.
+        level: share of such intervals that hold the expected figure, such as 0.95.
     """
 
     low: float

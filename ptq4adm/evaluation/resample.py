@@ -13,6 +13,7 @@ from ptq4adm.errors import RangeError
 NAME = "windowed sinc, 32 zero crossings, Kaiser 10"
 _ZEROS = 32  # crossings of the sinc on each side
 _ROLLOFF = 0.95  # of the lower Nyquist rate: where the passband ends
+_LARGEST = 1 << 24  # coefficients of all filters: 128 MiB
 _BETA = 10.0  # stopband 100 dB down
 
 
@@ -33,7 +34,7 @@ def resample(waveforms: Tensor, rate: int, new_rate: int) -> Tensor:
         float32 [B, ceil(S new_rate / rate)]; the same tensor if the rates agree.
 
     Raises:
-        RangeError: if a rate is not positive.
+        RangeError: if a rate is not positive, or the two have too little in common.
     """
     if rate < 1 or new_rate < 1:
         raise RangeError(f"sample rates {rate} and {new_rate} Hz: both must be positive")
@@ -43,6 +44,11 @@ def resample(waveforms: Tensor, rate: int, new_rate: int) -> Tensor:
     down, up = rate // common, new_rate // common
     cutoff = _ROLLOFF * min(1.0, up / down)
     width = math.ceil(_ZEROS / cutoff)  # input samples on each side
+    if up * (2 * width + down) > _LARGEST:
+        raise RangeError(
+            f"{rate} to {new_rate} Hz is {up} / {down}, which needs too many filters; convert the "
+            "clips to a common rate such as 16000, 44100 or 48000 Hz first"
+        )
     taps = torch.arange(-width, width + down + 1, dtype=torch.float64)
     phases = torch.arange(up, dtype=torch.float64) * down / up  # [up], in input samples
     time = taps[None] - phases[:, None]  # [up, taps]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ptq4adm.calibration.files import write_json
-from ptq4adm.errors import CheckpointError, CheckpointVersionError, MissingComponentError
+from ptq4adm.errors import EvaluationError, MissingComponentError
 
 FORMAT = "ptq4adm-evaluation"
 FORMAT_VERSION = 1
@@ -96,16 +96,16 @@ class Evaluation:
             source: the file, for messages.
 
         Raises:
-            CheckpointVersionError: if it is of another format version.
-            CheckpointError: if it is something else, or a field is missing or of the wrong type.
+            EvaluationError: if it is something else or of another format version, or a field is
+                missing or of the wrong type.
         """
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{source}: not a {FORMAT} file; ptq4adm evaluate --output writes one"
+            raise EvaluationError(
+                f"{source}: not a {FORMAT} file; ptq4adm evaluate --json FILE writes one"
             )
         version = content.get("format_version")
         if version != FORMAT_VERSION:
-            raise CheckpointVersionError(
+            raise EvaluationError(
                 f"{source}: format version {version!r}, this package knows {FORMAT_VERSION}; "
                 "upgrade ptq4adm, or evaluate again"
             )
@@ -122,7 +122,7 @@ class Evaluation:
                 warnings=tuple(str(w) for w in _typed(content, "warnings", list)),
             )
         except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{source}: damaged ({error}); evaluate again") from error
+            raise EvaluationError(f"{source}: damaged ({error}); evaluate again") from error
 
     def save(self, path: str | Path) -> None:
         """Write the JSON file, whole or not at all.
@@ -138,7 +138,7 @@ class Evaluation:
 
         Raises:
             MissingComponentError: if there is no such file.
-            CheckpointError: as `from_dict`.
+            EvaluationError: as `from_dict`.
         """
         path = Path(path)
         try:
@@ -148,7 +148,7 @@ class Evaluation:
                 f"{path}: cannot be read ({error}); name another"
             ) from error
         except ValueError as error:
-            raise CheckpointError(f"{path}: no JSON ({error}); evaluate again") from error
+            raise EvaluationError(f"{path}: no JSON ({error}); evaluate again") from error
         return cls.from_dict(content, str(path))
 
 

@@ -11,7 +11,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from ptq4adm.errors import MissingComponentError, RangeError, ShapeError, TruncatedCheckpointError
+from ptq4adm.errors import AudioFileError, MissingComponentError, RangeError, ShapeError
 from ptq4adm.evaluation.clips import has_wav_files, read_folder
 from ptq4adm.evaluation.resample import resample
 from ptq4adm.evaluation.silence import level_dbfs, silence_warning, silent_share
@@ -70,6 +70,8 @@ def test_equal_rates_change_nothing_and_rates_must_be_positive() -> None:
     assert resample(x, 16000, 16000) is x
     with pytest.raises(RangeError, match="both must be positive"):
         resample(x, 0, 16000)
+    with pytest.raises(RangeError, match=r"16001 to 16000 Hz .* convert the clips"):
+        resample(x, 16001, 16000)
 
 
 # --- folders ------------------------------------------------------------------------------------
@@ -96,8 +98,8 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ShapeError, match=r"8000 Hz \(b\.wav\), 16000 Hz \(a\.wav\)"):
         read_folder(tmp_path)
     soundfile.write(tmp_path / "b.wav", np.zeros(0), 16000)
-    with pytest.raises(TruncatedCheckpointError, match="holds no sample"):
+    with pytest.raises(AudioFileError, match="holds no sample"):
         read_folder(tmp_path)
     (tmp_path / "b.wav").write_bytes(b"RIFF")
-    with pytest.raises(TruncatedCheckpointError, match=r"b\.wav: cannot be read"):
+    with pytest.raises(AudioFileError, match=r"b\.wav: cannot be read"):
         read_folder(tmp_path)

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ptq4adm.errors import (
-    CheckpointError,
-    CheckpointVersionError,
+    EvaluationError,
     MissingComponentError,
     NonFiniteError,
     ShapeError,
@@ -196,7 +195,7 @@ def test_a_damaged_cache_is_refused(tmp_path: Path) -> None:
     embed_clips(clips, 16000, Bands(), cache=tmp_path)
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(CheckpointError, match="delete it, and it is computed again"):
+    with pytest.raises(EvaluationError, match="delete it, and it is computed again"):
         embed_clips(clips, 16000, Bands(), cache=tmp_path)
 
 
@@ -249,12 +248,12 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingComponentError, match=r"evaluation\.json"):
         Evaluation.load(path)
     path.write_text("{")
-    with pytest.raises(CheckpointError, match="no JSON"):
+    with pytest.raises(EvaluationError, match="no JSON"):
         Evaluation.load(path)
     good = RESULT.to_dict()
-    with pytest.raises(CheckpointError, match="not a ptq4adm-evaluation"):
+    with pytest.raises(EvaluationError, match="not a ptq4adm-evaluation"):
         Evaluation.from_dict(good | {"format": "ptq4adm-sensitivity"})
-    with pytest.raises(CheckpointVersionError, match="format version 2"):
+    with pytest.raises(EvaluationError, match="format version 2"):
         Evaluation.from_dict(good | {"format_version": 2})
     for broken in (
         {k: v for k, v in good.items() if k != "clips"},
@@ -265,5 +264,5 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         good | {"metrics": [good["metrics"][0] | {"value": float("nan")}]},
         good | {"metrics": [good["metrics"][0] | {"value": None}]},
     ):
-        with pytest.raises(CheckpointError, match="damaged"):
+        with pytest.raises(EvaluationError, match="damaged"):
             Evaluation.from_dict(broken)
