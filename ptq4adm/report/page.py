@@ -98,7 +98,9 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file, such as {path / 'report.html'}")
     if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists already; choose another file, or pass overwrite")
+        raise OutputError(
+            f"{path}: exists already; choose another file, or pass overwrite (--overwrite)"
+        )
 
 
 def _lead(report: Report) -> str:
