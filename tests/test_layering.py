@@ -55,6 +55,10 @@ ALLOWED: dict[str, set[str]] = {
         "packing.checkpoint", "packing.weight_files", "models", "quantization",
     },
     "evaluation": {"errors", "calibration.files", "models"},
+    "report": {
+        "errors", "config", "prompts", "quant", "calibration", "calibrating", "sensitivity", "nn",
+        "models", "quantization", "evaluation",
+    },
     "assets": set(),
     "bench": {
         "errors", "protocols", "config", "packing.layout", "quant", "calibration", "nn", "ops",

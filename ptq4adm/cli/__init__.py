@@ -25,6 +25,7 @@ from ptq4adm.cli import (
     inspect,
     prompts,
     quantize,
+    report,
     sensitivity,
     tune,
 )
@@ -36,6 +37,7 @@ _COMMANDS = (
     quantize,
     generate,
     evaluate,
+    report,
     inspect,
     bench,
     tune,

@@ -10,7 +10,7 @@ from torch import Tensor
 from ptq4adm.errors import MissingComponentError, OutputError, ShapeError
 
 _DB_PER_NEPER = 20.0 / math.log(10.0)
-_RANGE_DB = 80.0  # below the loudest bin: what is darker is not heard beside it
+RANGE_DB = 80.0  # below the loudest bin: what is darker is not heard beside it
 
 
 def draw_mel_pair(
@@ -62,7 +62,7 @@ def draw_mel_pair(
             aspect="auto",
             interpolation="nearest",
             cmap="magma",
-            vmin=top - _RANGE_DB,
+            vmin=top - RANGE_DB,
             vmax=top,
             extent=(0.0, decibel.shape[0] / frames_per_second, 0.0, decibel.shape[1]),
         )
