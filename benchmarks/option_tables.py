@@ -23,7 +23,7 @@ def ranges_table(results: Path) -> str:
 def buckets_table(results: Path) -> str:
     """Numbers of timestep buckets."""
     columns = {
-        "timestep buckets": _text("variant"),
+        "timestep buckets": lambda row: row["variant"].split()[0],
         "layers": _scheme,
         "activation scales": _text("observer"),
     }
