@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 import ptq4adm
+from ptq4adm.balancing import KINDS
 from ptq4adm.bench import append_rows, environment
 from ptq4adm.calibration import Calibration, ChosenInputs
 from ptq4adm.evaluation.paired import latent_sqnr_db
@@ -191,11 +192,26 @@ def correction(bench: Bench) -> Rows:
                 yield name | about | bench.quality(pipe, **run)
 
 
+def balanced(bench: Bench) -> Rows:
+    """Channels balanced between layers, calibrated anew."""
+    for name, kinds in (("nothing", ()), ("every exact place", KINDS)):
+        pipe = bench.load()
+        if kinds:
+            ptq4adm.balance(pipe.unet, _inputs(bench), kinds=kinds, progress=False)
+        calibration = ptq4adm.calibrate(pipe, seed=1000, progress=False)
+        for scheme in ("w4a8", "w8a8"):
+            twin = copy.copy(pipe)
+            twin.unet = copy.deepcopy(pipe.unet)
+            twin, about = bench.quantized(twin, calibration, scheme=scheme, **OBSERVER)
+            yield {"variant": name, **OBSERVER} | about | bench.quality(twin)
+
+
 GROUPS: dict[str, Callable[[Bench], Rows]] = {
     "ranges": ranges,
     "buckets": buckets,
     "correction": correction,
     "mixed": mixed,
+    "balance": balanced,
 }
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import calibration_tables
 import cpu_tables
+import option_tables
 import prompt_tables
 from cpu_tables import markdown
 
@@ -124,6 +125,13 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/calibration.md": {
         "calibration": lambda: calibration_tables.strategy_table(RESULTS),
+    },
+    "docs/mixed-precision.md": {
+        "options-mixed": lambda: option_tables.mixed_table(RESULTS),
+        "options-ranges": lambda: option_tables.ranges_table(RESULTS),
+        "options-buckets": lambda: option_tables.buckets_table(RESULTS),
+        "options-balance": lambda: option_tables.balance_table(RESULTS),
+        "options-correction": lambda: option_tables.correction_table(RESULTS),
     },
     "docs/prompts.md": {
         "prompts-reading": lambda: prompt_tables.reading_table(RESULTS),

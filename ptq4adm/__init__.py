@@ -14,6 +14,7 @@ from ptq4adm.integrations import register_on_import
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ptq4adm.balancing import balance
     from ptq4adm.calibration import Calibration
     from ptq4adm.config import QuantConfig, Scheme
     from ptq4adm.correcting import fit_correction
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from ptq4adm.sensitivity import Sensitivity, assign_schemes, measure_sensitivity
 
 _HOME = {
+    "balance": "ptq4adm.balancing",
     "Calibration": "ptq4adm.calibration",
     "calibrate": "ptq4adm.quantization",
     "QuantConfig": "ptq4adm.config",
@@ -89,6 +91,7 @@ __all__ = [
     "__version__",
     "assign_schemes",
     "augment_prompts",
+    "balance",
     "calibrate",
     "calibrate_in_processes",
     "dequantize",

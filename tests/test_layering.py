@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "calibrating": {
         "errors", "protocols", "packing.checkpoint", "calibration", "nn", "models",
     },
+    "balancing": {"errors", "calibrating", "calibration", "nn", "rounding"},
     "correcting": {"errors", "calibration", "packing.checkpoint", "models"},
     "quantization": {
         "errors", "protocols", "config", "packing.layout", "packing.description",

@@ -21,6 +21,38 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bars, no estimates")
 
 
+def add_layer_options(group: Any) -> None:
+    """--override, --group-size, --weight-observer."""
+    group.add_argument(
+        "--override",
+        type=_override,
+        action="append",
+        default=[],
+        metavar="PATTERN=SCHEME",
+        help="scheme (w4a8, w8a8, w8 or float) of layers whose name matches, such as "
+        "'*.conv_shortcut=w8a8'; repeatable, later ones win",
+    )
+    group.add_argument(
+        "--group-size",
+        type=int,
+        metavar="64",
+        help="4-bit weight scales a block of 64 weights (default: one a channel)",
+    )
+    group.add_argument(
+        "--weight-observer",
+        default="squared_error",
+        metavar="NAME",
+        help="clip of weights: squared_error (default), p2.4 or absmax",
+    )
+
+
+def _override(text: str) -> tuple[str, str]:
+    pattern, separator, scheme = text.rpartition("=")
+    if not (separator and pattern and scheme):
+        raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN=SCHEME")
+    return pattern, scheme
+
+
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """--backend, --device, --threads."""
     parser.add_argument(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ptq4adm.cli import sensitivity
 from ptq4adm.cli.options import (
     SHIPPED,
+    add_layer_options,
     add_original_options,
     add_output_options,
     add_run_options,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _MB = 1e6
 _BUCKETS = 10
+_CORRECTION_SEED = 1_000_000
 # the names of ptq4adm.calibration.STRATEGIES, which is not imported to print a help text
 _STRATEGIES = (
     "random",
@@ -82,15 +84,7 @@ def _add_scheme_options(parser: argparse.ArgumentParser) -> None:
         default="w4a8",
         help="bits of weights and activations (default: w4a8)",
     )
-    group.add_argument(
-        "--override",
-        type=_override,
-        action="append",
-        default=[],
-        metavar="PATTERN=SCHEME",
-        help="scheme (w4a8, w8a8, w8 or float) of layers whose name matches, such as "
-        "'*.conv_shortcut=w8a8'; repeatable, later ones win",
-    )
+    add_layer_options(group)
     sensitivity.add_budget_option(group)
     group.add_argument(
         "--sensitivity",
@@ -99,16 +93,10 @@ def _add_scheme_options(parser: argparse.ArgumentParser) -> None:
         help="with --budget: errors that `ptq4adm sensitivity` measured (default: measure now)",
     )
     group.add_argument(
-        "--group-size",
-        type=int,
-        metavar="64",
-        help="4-bit weight scales a block of 64 weights (default: one a channel)",
-    )
-    group.add_argument(
-        "--weight-observer",
-        default="squared_error",
-        metavar="NAME",
-        help="clip of weights: squared_error (default), p2.4 or absmax",
+        "--correction",
+        action="store_true",
+        help="fit a line for every step and channel of the predictions beside the float model, "
+        "and keep it with the pipeline",
     )
     group.add_argument(
         "--activation",
@@ -217,8 +205,10 @@ def run(args: argparse.Namespace) -> int:
     pipe = load_pipeline(model, device=args.device, **original_options(args))
     calibration = _load_calibration(args)
     assignment = None
+    if args.budget is not None:
+        sensitivity.check_budget(args, pipe, config, calibration)
     if args.sensitivity is not None:
-        assignment = _assign(args, pipe, prompts, config, calibration)
+        assignment = sensitivity.assign(args, pipe, prompts, config, calibration)
     planned = plan(pipe, config, calibration, assignment=assignment)
     # an error stays the only line
     note(args, str(recognize(model)))
@@ -230,8 +220,10 @@ def run(args: argparse.Namespace) -> int:
             prompts = _augmented(args, pipe, prompts)
         calibration = _calibrate(args, pipe, prompts, planned)
     if args.budget is not None and assignment is None:
-        assignment = _assign(args, pipe, prompts, config, calibration)
+        assignment = sensitivity.assign(args, pipe, prompts, config, calibration)
     done = quantize(pipe, config, calibration, progress=not args.quiet, assignment=assignment)
+    if args.correction:
+        _correct(args, pipe, prompts)
     folder = save_pipeline(pipe, args.output, overwrite=args.overwrite)
     seconds = time.monotonic() - start
     print_result(
@@ -245,22 +237,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _assign(
-    args: argparse.Namespace,
-    pipe: TextToAudioPipeline,
-    prompts: list[str] | None,
-    config: QuantConfig,
-    calibration: Calibration | None,
-) -> dict[str, str]:
-    """Schemes under the budget, of errors from a file, or measured now."""
-    from ptq4adm.sensitivity import Sensitivity, assign_schemes
+def _correct(
+    args: argparse.Namespace, pipe: TextToAudioPipeline, prompts: Sequence[str] | None
+) -> None:
+    from ptq4adm.quantization import load_pipeline
 
-    if args.sensitivity is None:
-        measured = sensitivity.measure(args, pipe, prompts, config, calibration)
-    else:
-        measured = Sensitivity.load(args.sensitivity)
-        measured.check(pipe.unet)
-    return assign_schemes(measured, args.budget)
+    reference = load_pipeline(
+        model_folder(args.model), device=args.device, **original_options(args)
+    )
+    from ptq4adm.correcting import fit_correction
+
+    pipe.correction = fit_correction(
+        pipe,
+        reference,
+        prompts,
+        steps=args.steps,
+        guidance=args.guidance,
+        # other noise than the calibration's
+        seed=args.seed + _CORRECTION_SEED,
+        progress=not args.quiet,
+    )
 
 
 def _check_choice(args: argparse.Namespace) -> None:
@@ -370,10 +366,3 @@ def _seconds_per_step(
         calibrate(pipe, prompts, steps=1, guidance=args.guidance, buckets=1, progress=False)
         seconds = time.monotonic() - start
     return seconds
-
-
-def _override(text: str) -> tuple[str, str]:
-    pattern, separator, scheme = text.rpartition("=")
-    if not (separator and pattern and scheme):
-        raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN=SCHEME")
-    return pattern, scheme

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptq4adm.cli.options import (
     SHIPPED,
+    add_layer_options,
     add_original_options,
     add_output_options,
     add_run_options,
@@ -64,6 +66,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--prompts", type=Path, metavar="FILE", help="prompts, one a line (default: a listed set)"
     )
+    add_layer_options(parser)
     parser.add_argument(
         "--observer",
         default=QuantConfig.activation_observer,
@@ -92,7 +95,13 @@ def add_budget_option(parser: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    config = QuantConfig(activation_observer=args.observer, backend=args.backend)
+    config = QuantConfig(
+        overrides=dict(args.override),
+        weight_observer=args.weight_observer,
+        activation_observer=args.observer,
+        group_size=args.group_size,
+        backend=args.backend,
+    )
     prompts = None if args.prompts is None else read_prompts(args.prompts)
 
     from ptq4adm.models.components import check_device
@@ -103,6 +112,8 @@ def run(args: argparse.Namespace) -> int:
     start = time.monotonic()
     pipe = load_pipeline(model_folder(args.model), device=args.device, **original_options(args))
     run_settings = {"steps": args.steps, "seed": args.seed, "progress": not args.quiet}
+    if args.budget is not None:
+        check_budget(args, pipe, config, None)
     calibration = calibrate(pipe, prompts, **run_settings)
     measured = measure(args, pipe, prompts, config, calibration, pairs=args.pairs)
     measured.save(args.output)
@@ -162,6 +173,37 @@ def measure(
         pipe, calibration, inputs, config, pairs=pairs, guidance=guidance, progress=progress
     )
     return found if args.budget is None else choose(found, args.budget)
+
+
+def check_budget(
+    args: argparse.Namespace,
+    pipe: TextToAudioPipeline,
+    config: QuantConfig,
+    calibration: Calibration | None,
+) -> None:
+    """Refuse a --budget that cannot be met, before anything is measured."""
+    from ptq4adm.quantization import plan
+    from ptq4adm.sensitivity import budget_bytes
+
+    smallest = plan(pipe, replace(config, scheme="w4a8"), calibration)
+    budget_bytes(args.budget, smallest.bytes_before, smallest.bytes_after)
+
+
+def assign(
+    args: argparse.Namespace,
+    pipe: TextToAudioPipeline,
+    prompts: list[str] | None,
+    config: QuantConfig,
+    calibration: Calibration | None,
+) -> dict[str, str]:
+    """Schemes under --budget, of the errors in --sensitivity, or measured now."""
+    from ptq4adm.sensitivity import Sensitivity, assign_schemes, resize
+
+    if args.sensitivity is None:
+        measured = measure(args, pipe, prompts, config, calibration)
+    else:
+        measured = resize(Sensitivity.load(args.sensitivity), pipe, calibration, config)
+    return assign_schemes(measured, args.budget)
 
 
 def describe(sensitivity: Sensitivity) -> str:

@@ -43,14 +43,7 @@ def assign_schemes(sensitivity: Sensitivity, budget: float) -> dict[str, str]:
         ConfigError: if the budget is not a number above 0, or too small; names the smallest.
         DependencyError: if scipy is not installed.
     """
-    limit = _budget_bytes(sensitivity, budget)
-    smallest = smallest_bytes(sensitivity)
-    if limit < smallest:
-        share = math.ceil(1e4 * smallest / sensitivity.float16_bytes) / 1e4
-        raise ConfigError(
-            f"budget {budget}: {limit / _MB:.3f} MB cannot be reached; the smallest that can is "
-            f"{share:.4f} of float16, {smallest / _MB:.3f} MB"
-        )
+    limit = budget_bytes(budget, sensitivity.float16_bytes, smallest_bytes(sensitivity))
     return _solve(sensitivity, limit)
 
 
@@ -98,15 +91,34 @@ def smallest_bytes(sensitivity: Sensitivity) -> int:
     return sensitivity.fixed_bytes + sum(min(x.bytes.values()) for x in sensitivity.layers)
 
 
-def _budget_bytes(sensitivity: Sensitivity, budget: float) -> int:
+def budget_bytes(budget: float, float16_bytes: int, smallest: int) -> int:
+    """A budget in bytes.
+
+    Args:
+        budget: up to 1 a share of float16, above 1 in MB.
+        float16_bytes: of the whole denoiser.
+        smallest: that can be reached.
+
+    Raises:
+        ConfigError: if the budget is not a number above 0, or too small; names the smallest.
+        DependencyError: if scipy is not installed: what has a budget will need it.
+    """
     is_number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
     if not (is_number and math.isfinite(budget) and budget > 0):
         raise ConfigError(
             f"budget: got {budget!r}, needs a share of float16 (0.30) or a size in MB above 1"
         )
-    # a share of the bytes that is printed as 0.3000 is not refused for its last digit
-    exact = budget * sensitivity.float16_bytes if budget <= 1 else budget * _MB
-    return math.floor(exact + 1e-6)
+    exact = budget * float16_bytes if budget <= 1 else budget * _MB
+    # a share computed from bytes is those bytes again
+    limit = math.floor(exact + 1e-6)
+    if limit < smallest:
+        share = math.ceil(1e4 * smallest / float16_bytes) / 1e4
+        raise ConfigError(
+            f"budget {budget}: {limit / _MB:.3f} MB cannot be reached; the smallest that can is "
+            f"{share:.4f} of float16, {smallest / _MB:.3f} MB"
+        )
+    _scipy()
+    return limit
 
 
 def _solve(sensitivity: Sensitivity, limit: int) -> dict[str, str]:

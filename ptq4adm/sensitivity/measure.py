@@ -66,26 +66,68 @@ def measure_sensitivity(
     """
     model = _Model(pipe, calibration, inputs, config or QuantConfig(), adapter)
     errors = _OutputErrors(model, spread(inputs, pairs), guidance)
-    names = model.free()
+    names = list(model.layers)
     if not names:
         raise CalibrationError(
             "no layer can take several schemes: rules and overrides name them all; give fewer "
             "overrides"
         )
     layers = []
+    sizes = model.sizes
     bar = tqdm(names, desc="sensitivity", unit="layer", disable=None if progress else True)
     for name in bar:
         found = {scheme: errors.measure({name: scheme}) for scheme in MEASURED}
-        sizes = {scheme: model.rows[scheme][name].bytes_after for scheme in SCHEMES}
         parameters = sum(p.numel() for p in model.layers[name].parameters())
-        layers.append(LayerSensitivity(name, parameters, sizes, found))
-    smallest = model.plans["w4a8"]
+        layers.append(LayerSensitivity(name, parameters, sizes.bytes[name], found))
     return Sensitivity(
         fingerprint=inputs.fingerprint,
         pairs=errors.pairs,
-        float16_bytes=smallest.bytes_before,
-        fixed_bytes=smallest.bytes_after - sum(layer.bytes["w4a8"] for layer in layers),
+        float16_bytes=sizes.float16_bytes,
+        fixed_bytes=sizes.fixed_bytes,
         layers=tuple(layers),
+    )
+
+
+def resize(
+    sensitivity: Sensitivity,
+    pipe: Any,
+    calibration: Calibration | None,
+    config: QuantConfig | None = None,
+    *,
+    adapter: DenoiserAdapter | None = None,
+) -> Sensitivity:
+    """The same errors with the sizes that another config or number of timestep buckets gives.
+
+    A layer that this config keeps at one scheme is no longer listed.
+
+    Args:
+        sensitivity: of this very model.
+        pipe: a float pipeline, or a bare denoiser.
+        calibration: as `plan` takes it.
+        config: as `plan` takes it.
+        adapter: for a model of no known family; None finds the family's.
+
+    Raises:
+        CalibrationMismatchError: if it was measured on another model.
+        ConfigError: if a layer may take several schemes here, and was not measured.
+    """
+    sensitivity.check((adapter or find_adapter(pipe)).denoiser(pipe))
+    sizes = _Sizes(pipe, calibration, config or QuantConfig(), adapter)
+    known = {layer.name: layer for layer in sensitivity.layers}
+    missing = [name for name in sizes.bytes if name not in known]
+    if missing:
+        raise ConfigError(
+            f"sensitivity: {len(missing)} layers such as {missing[0]!r} were not measured, and may "
+            "take several schemes here; measure with the same overrides"
+        )
+    layers = tuple(replace(known[name], bytes=found) for name, found in sizes.bytes.items())
+    return replace(
+        sensitivity,
+        float16_bytes=sizes.float16_bytes,
+        fixed_bytes=sizes.fixed_bytes,
+        layers=layers,
+        chosen=None,
+        pareto=(),
     )
 
 
@@ -114,7 +156,7 @@ def output_error(
         ConfigError: if a layer is not free to take several schemes.
     """
     model = _Model(pipe, calibration, inputs, config or QuantConfig(), None)
-    unknown = sorted(set(schemes) - set(model.free()))
+    unknown = sorted(set(schemes) - set(model.layers))
     if unknown:
         raise ConfigError(
             f"schemes: {unknown[0]!r} is no layer that may take several schemes; see plan()"
@@ -144,8 +186,43 @@ def spread(inputs: ChosenInputs, pairs: int) -> ChosenInputs:
     )
 
 
+class _Sizes:
+    """The plans of all schemes, and what they weigh.
+
+    Attributes:
+        rows: scheme to name to row.
+        bytes: layer that takes whatever scheme the config names to its bytes at each.
+        float16_bytes: of the whole denoiser.
+        fixed_bytes: of all that is not in `bytes`.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        calibration: Calibration | None,
+        config: QuantConfig,
+        adapter: DenoiserAdapter | None,
+    ) -> None:
+        plans: dict[str, QuantPlan] = {
+            scheme: plan(pipe, replace(config, scheme=scheme), calibration, adapter=adapter)
+            for scheme in SCHEMES
+        }
+        self.rows: dict[str, dict[str, PlanRow]] = {
+            scheme: {row.name: row for row in found.rows} for scheme, found in plans.items()
+        }
+        self.bytes = {
+            name: {scheme: self.rows[scheme][name].bytes_after for scheme in SCHEMES}
+            for name in self.rows["float"]
+            if all(self.rows[scheme][name].scheme == scheme for scheme in SCHEMES)
+        }
+        smallest = plans["w4a8"]
+        self.float16_bytes = smallest.bytes_before
+        free = sum(found["w4a8"] for found in self.bytes.values())
+        self.fixed_bytes = smallest.bytes_after - free
+
+
 class _Model:
-    """A float model with the plans of all schemes."""
+    """A float model, and its layers packed at any scheme."""
 
     def __init__(
         self,
@@ -163,19 +240,14 @@ class _Model:
         self.config, self.calibration = config, calibration
         self.pipe, self.adapter = pipe, adapter or find_adapter(pipe)
         self.denoiser = self.adapter.denoiser(pipe)
-        self.plans: dict[str, QuantPlan] = {
-            scheme: plan(pipe, replace(config, scheme=scheme), calibration, adapter=adapter)
-            for scheme in SCHEMES
-        }
+        self.sizes = _Sizes(pipe, calibration, config, adapter)
         inputs.check(self.denoiser)
-        self.rows: dict[str, dict[str, PlanRow]] = {
-            scheme: {row.name: row for row in found.rows} for scheme, found in self.plans.items()
-        }
         modules = dict(self.denoiser.named_modules())
-        self.layers: dict[str, nn.Module] = {name: modules[name] for name in self.rows["float"]}
-        device = next(self.denoiser.parameters()).device
-        is_static = config.activation == "static" and calibration is not None
-        self.step = StepIndex(calibration.buckets, device) if is_static and calibration else None
+        self.layers: dict[str, nn.Module] = {name: modules[name] for name in self.sizes.bytes}
+        self.step: StepIndex | None = None
+        if config.activation == "static" and calibration is not None:
+            device = next(self.denoiser.parameters()).device
+            self.step = StepIndex(calibration.buckets, device)
 
     def guidance(self) -> float:
         """The calibration's scale, or without one the pipeline's own."""
@@ -183,20 +255,16 @@ class _Model:
             return self.calibration.meta.guidance
         return self.adapter.sampling_defaults(self.pipe).guidance
 
-    def free(self) -> list[str]:
-        """Layers that take whatever scheme the config names."""
-        return [
-            name
-            for name in self.rows["float"]
-            if all(self.rows[scheme][name].scheme == scheme for scheme in SCHEMES)
-        ]
-
     @contextmanager
     def changed(self, schemes: Mapping[str, str]) -> Iterator[None]:
         """The model with some layers packed; as it was afterwards, whatever happens."""
         packed = {
             name: planned_layer(
-                self.layers[name], self.rows[scheme][name], self.config, self.calibration, self.step
+                self.layers[name],
+                self.sizes.rows[scheme][name],
+                self.config,
+                self.calibration,
+                self.step,
             )
             for name, scheme in schemes.items()
             if scheme != "float"

@@ -76,3 +76,21 @@ def test_the_table_has_every_layer_the_reasons_and_the_totals() -> None:
     assert plan.summary() in text
     assert plan.bytes_after == 200 + sum(row.bytes_after for row in rows)
     assert json.loads(json.dumps(plan.to_dict()))["bytes_before"] == plan.bytes_before
+
+
+def test_an_assignment_wins_over_rules_and_overrides_win_over_it() -> None:
+    first, second, *_ = LAYERS
+    config = QuantConfig(overrides={second: "float"})
+    choices = choose_schemes(LAYERS, config, RULES, {}, {first: "w8a8", second: "w8a8"})
+    assert choices[first].scheme == "w8a8"
+    assert choices[first].reason == "integer program"
+    assert choices[second].scheme == "float"
+    assert choices[second].reason.startswith("override")
+
+
+def test_an_assigned_layer_must_exist_and_be_possible() -> None:
+    with pytest.raises(PatternError, match="'nowhere'"):
+        choose_schemes(LAYERS, QuantConfig(), RULES, {}, {"nowhere": "w8a8"})
+    first = next(iter(LAYERS))
+    with pytest.raises(UnsupportedLayerError, match="cannot be w8a8: grouped"):
+        choose_schemes(LAYERS, QuantConfig(), RULES, {first: "grouped"}, {first: "w8a8"})
