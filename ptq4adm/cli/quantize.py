@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from ptq4adm.cli.options import (
     set_threads,
     whole_number,
 )
-from ptq4adm.config import QuantConfig
+from ptq4adm.config import ROUNDINGS, QuantConfig
 
 if TYPE_CHECKING:
     from ptq4adm.calibration import Calibration, Selection
@@ -38,6 +39,7 @@ _STRATEGIES = (
     "density-diversity",
     "activation-aware",
 )
+_DEFAULT_STRATEGY = "activation-aware"
 
 
 def add_command(commands: Any) -> None:
@@ -103,6 +105,13 @@ def _add_scheme_options(parser: argparse.ArgumentParser) -> None:
         help="clip of weights: squared_error (default) or absmax",
     )
     group.add_argument(
+        "--rounding",
+        choices=ROUNDINGS,
+        default=QuantConfig.rounding,
+        help="integers from the weight alone (nearest, default), or from inputs as well, which are "
+        f"recorded here at chosen pairs (--strategy, default {_DEFAULT_STRATEGY})",
+    )
+    group.add_argument(
         "--activation",
         choices=("static", "dynamic"),
         default="static",
@@ -160,7 +169,8 @@ def _add_calibration_options(parser: argparse.ArgumentParser) -> None:
         "--inputs",
         type=Path,
         metavar="FILE",
-        help="keep what the UNet is given at the chosen pairs in a file",
+        help="keep what the UNet is given at the chosen pairs in a file; with --calibration and "
+        "--rounding, the file that was kept with it",
     )
     group.add_argument(
         "--calibration", type=Path, metavar="FILE", help="use this calibration, make none"
@@ -180,6 +190,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if args.output is None and not args.dry_run:
         args.parser.error("the following arguments are required: -o/--output (or --dry-run)")
+    _choose_for_rounding(args)
     _check_choice(args)
     config = QuantConfig(
         scheme=args.bits,
@@ -189,6 +200,7 @@ def run(args: argparse.Namespace) -> int:
         activation_observer=args.observer,
         group_size=args.group_size,
         backend=args.backend,
+        rounding=args.rounding,
     )
     prompts = None if args.prompts is None else read_prompts(args.prompts)
 
@@ -214,11 +226,15 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print_result(args, planned.to_dict(), str(planned))
         return 0
-    if calibration is None and args.activation == "static":
-        if args.augment is not None:
-            prompts = _augmented(args, pipe, prompts)
-        calibration = _calibrate(args, pipe, prompts, planned)
-    done = quantize(pipe, config, calibration, progress=not args.quiet)
+    with tempfile.TemporaryDirectory() as temporary:
+        if args.rounding != "nearest" and args.inputs is None:
+            args.inputs = Path(temporary) / "inputs.safetensors"
+        if calibration is None and args.activation == "static":
+            if args.augment is not None:
+                prompts = _augmented(args, pipe, prompts)
+            calibration = _calibrate(args, pipe, prompts, planned)
+        inputs = None if args.rounding == "nearest" else args.inputs
+        done = quantize(pipe, config, calibration, inputs=inputs, progress=not args.quiet)
     folder = save_pipeline(pipe, args.output, overwrite=args.overwrite)
     seconds = time.monotonic() - start
     print_result(
@@ -232,10 +248,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _choose_for_rounding(args: argparse.Namespace) -> None:
+    """Record inputs for a rounding that looks at them, or take those that were kept."""
+    if args.rounding == "nearest":
+        return
+    if args.activation == "dynamic":
+        args.parser.error(
+            f"--rounding {args.rounding} records inputs with a calibration, and dynamic scales "
+            "need none; use --activation static"
+        )
+    if args.calibration is None:
+        args.strategy = args.strategy or _DEFAULT_STRATEGY
+    elif args.inputs is None:
+        args.parser.error(
+            f"--rounding {args.rounding} looks at inputs: give --inputs, the file kept with the "
+            "calibration, too"
+        )
+
+
 def _check_choice(args: argparse.Namespace) -> None:
     """Refuse options of a choice where none is made."""
     if args.strategy is None:
-        for name in ("size", "inputs"):
+        is_read = args.rounding != "nearest" and args.calibration is not None
+        for name in ("size",) if is_read else ("size", "inputs"):
             if getattr(args, name) is not None:
                 args.parser.error(f"--{name} is of a choice of pairs: give --strategy, too")
         return
