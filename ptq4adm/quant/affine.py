@@ -58,7 +58,12 @@ class QuantizedRows:
 
 
 def quantize_rows(
-    rows: Tensor, *, bits: int, observer: str = "squared_error", group_size: int | None = None
+    rows: Tensor,
+    *,
+    bits: int,
+    observer: str = "squared_error",
+    group_size: int | None = None,
+    importance: Tensor | None = None,
 ) -> QuantizedRows:
     """Quantize weight rows by plain rounding.
 
@@ -69,12 +74,14 @@ def quantize_rows(
             clip ratios (0.30 to 1.00 in steps of 0.01; from 0.50 at 8 bits) whose squared error
             over the row is least.
         group_size: None, or 64 (4 bits only).
+        importance: what "squared_error" multiplies the squared error of every k with, float [K], at
+            least 0; None for 1.
 
     Returns:
         The integers and their scales.
 
     Raises:
-        ShapeError: if `rows` has another rank, or K does not fit the groups.
+        ShapeError: if `rows` has another rank, or K does not fit the groups or the importance.
         ConfigError: for other bits, observer or group size.
         NonFiniteError: if a weight is NaN or infinite.
     """
@@ -84,9 +91,15 @@ def quantize_rows(
         raise NonFiniteError(
             f"weight rows {list(rows.shape)} hold NaN or infinite values; repair the model first"
         )
+    if importance is not None:
+        if tuple(importance.shape) != (rows.shape[1],):
+            raise ShapeError(f"importance {list(importance.shape)}: needs [{rows.shape[1]}]")
+        # a mean of 1 keeps its products with small errors away from the least float
+        importance = importance.float() / importance.float().mean().clamp_min(1e-30)
     if group_size is not None:
-        return _quantize_groups(rows, observer)
-    w_scale = _choose_scale(rows, bits, observer)
+        return _quantize_groups(rows, observer, importance)
+    weights = None if importance is None else importance.expand(rows.shape)
+    w_scale = _choose_scale(rows, bits, observer, weights)
     return QuantizedRows(_round(rows, w_scale, bits), w_scale)
 
 
@@ -127,23 +140,24 @@ def _round(rows: Tensor, scale: Tensor, bits: int) -> Tensor:
     return (rows / scale[:, None]).round_().clamp_(QMIN[bits], QMAX[bits]).to(torch.int8)
 
 
-def _choose_scale(rows: Tensor, bits: int, observer: str) -> Tensor:
+def _choose_scale(rows: Tensor, bits: int, observer: str, weights: Tensor | None = None) -> Tensor:
     """Scale of each row, float32 [N]; the search is an exact minimum over the grid."""
     full = _absmax(rows) / QMAX[bits]
     if observer == "absmax":
         return full
     candidates = full[:, None] * _CLIP_RATIOS[bits].to(full.device)  # [N, C]
-    best = _grid_errors(rows, candidates, bits).argmin(dim=1, keepdim=True)
+    best = _grid_errors(rows, candidates, bits, weights).argmin(dim=1, keepdim=True)
     return candidates.gather(1, best)[:, 0]
 
 
-def _grid_errors(rows: Tensor, scales: Tensor, bits: int) -> Tensor:
+def _grid_errors(rows: Tensor, scales: Tensor, bits: int, weights: Tensor | None = None) -> Tensor:
     """Squared error of each row under each of its C scales, float32 [N, C].
 
     Args:
         rows: float32 [N, K].
         scales: float32 [N, C], above 0, at least a hundredth of the scale that clips nothing.
         bits: 4 or 8.
+        weights: of every squared error, float32 [N, K]; None for 1.
     """
     errors = torch.empty_like(scales)
     step = max(1, _CHUNK // rows.shape[1])
@@ -156,15 +170,21 @@ def _grid_errors(rows: Tensor, scales: Tensor, bits: int) -> Tensor:
             # the cost of the whole search
             w_q = (part / scale).add_(_ROUNDER).sub_(_ROUNDER).clamp_(QMIN[bits], QMAX[bits])
             error = w_q.mul_(scale).sub_(part)
-            errors[start : start + step, i] = error.mul_(error).sum(dim=1)
+            error.mul_(error)
+            if weights is not None:
+                error.mul_(weights[start : start + step])
+            errors[start : start + step, i] = error.sum(dim=1)
     return errors
 
 
-def _quantize_groups(rows: Tensor, observer: str) -> QuantizedRows:
+def _quantize_groups(rows: Tensor, observer: str, importance: Tensor | None) -> QuantizedRows:
     """4 bits, a multiplier a group: the best channel scale of 7, each with its multipliers."""
     N, K = rows.shape
     groups = rows.reshape(N * (K // BLOCK_K), BLOCK_K)
-    wanted = _choose_scale(groups, 4, observer).view(N, -1)  # [N, G]
+    weights = None
+    if importance is not None:
+        weights = importance.view(1, -1, BLOCK_K).expand(N, -1, -1).reshape(groups.shape)
+    wanted = _choose_scale(groups, 4, observer, weights).view(N, -1)  # [N, G]
     base = wanted.amax(dim=1) / MAX_MULT  # the largest group gets multiplier 15
     if observer == "absmax":
         # the tolerance keeps an exact multiple from being pushed up by rounding of the division
@@ -176,7 +196,7 @@ def _quantize_groups(rows: Tensor, observer: str) -> QuantizedRows:
     for ratio in _BASE_RATIOS:
         candidate = base * ratio
         scales = (candidate[:, None, None] * mults).expand(N, wanted.shape[1], MAX_MULT)
-        errors, index = _grid_errors(groups, scales.reshape(-1, MAX_MULT), 4).min(dim=1)
+        errors, index = _grid_errors(groups, scales.reshape(-1, MAX_MULT), 4, weights).min(dim=1)
         total = errors.view(N, -1).sum(dim=1)
         better = total < least
         least = torch.where(better, total, least)

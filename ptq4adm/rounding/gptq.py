@@ -16,8 +16,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ptq4adm.errors import ConfigError
-from ptq4adm.packing.layout import weight_to_rows
-from ptq4adm.quant.affine import QuantizedRows
+from ptq4adm.packing.layout import BLOCK_K, weight_to_rows
+from ptq4adm.quant.affine import QuantizedRows, quantize_rows
 from ptq4adm.quant.gptq import gptq_rows, shift_target
 from ptq4adm.rounding.hessian import Moments, collect, groups_within
 from ptq4adm.rounding.replay import Replay
@@ -35,6 +35,8 @@ class GptqSettings:
         block: columns after which the rest is updated.
         is_asymmetric: whether a layer makes up for what the layers before it changed; without it
             every layer is rounded for the float model's inputs, in one pass.
+        scales: "start" keeps the scales of plain rounding; "weighted" searches those whose squared
+            error, weighted by the diagonal of H, is least.
         positions: kept of every sample and layer.
         budget: bytes of moments at once.
 
@@ -46,10 +48,13 @@ class GptqSettings:
     act_order: bool = True
     block: int = 128
     is_asymmetric: bool = True
+    scales: str = "start"
     positions: int = 64
     budget: int = 1 << 30
 
     def __post_init__(self) -> None:
+        if self.scales not in ("start", "weighted"):
+            raise ConfigError(f"scales: got {self.scales!r}, needs 'start' or 'weighted'")
         for name in ("damp", "block", "positions", "budget"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, needs more than 0")
@@ -101,10 +106,18 @@ def round_layer(task: LayerTask, moments: Moments, settings: GptqSettings) -> Qu
     rows = weight_to_rows(task.layer.weight.detach().to(torch.float32), task.layout)
     if moments.cross is not None:
         rows = shift_target(rows, moments.hessian, moments.cross, damp=settings.damp)
+    start = task.start
+    if settings.scales == "weighted":
+        start = quantize_rows(
+            rows,
+            bits=task.bits,
+            group_size=None if start.w_mult is None else BLOCK_K,
+            importance=moments.hessian.diagonal(),
+        )
     return gptq_rows(
         rows,
         moments.hessian,
-        task.start,
+        start,
         bits=task.bits,
         damp=settings.damp,
         block=settings.block,
