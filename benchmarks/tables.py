@@ -15,6 +15,7 @@ from pathlib import Path
 import calibration_tables
 import cpu_tables
 import prompt_tables
+import rounding_tables
 from cpu_tables import markdown
 
 from ptq4adm.bench import read_rows
@@ -124,6 +125,9 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/calibration.md": {
         "calibration": lambda: calibration_tables.strategy_table(RESULTS),
+    },
+    "docs/rounding.md": {
+        "rounding": lambda: rounding_tables.variant_table(RESULTS),
     },
     "docs/prompts.md": {
         "prompts-reading": lambda: prompt_tables.reading_table(RESULTS),

@@ -96,6 +96,40 @@ def test_quantize_reuses_a_calibration_and_reports_in_json(
     assert Path(result["output"]) == tmp_path / "b"
 
 
+def test_quantize_rounds_by_inputs_that_it_records_or_is_given(
+    tiny_pipeline: Path, prompts_file: Path, tmp_path: Path
+) -> None:
+    calibration, inputs = tmp_path / "calibration", tmp_path / "inputs"
+    run = ["quantize", str(tiny_pipeline), "--quiet", "--weight-observer", "absmax"]
+    first = [*run, "--prompts", str(prompts_file), "--steps", "2", "--rounding", "gptq"]
+    kept = ["--save-calibration", str(calibration), "--inputs", str(inputs)]
+    assert main([*first, "-o", str(tmp_path / "a"), *kept]) == 0
+    again = ["--calibration", str(calibration), "--inputs", str(inputs), "--rounding", "gptq"]
+    assert main([*run, "-o", str(tmp_path / "b"), *again]) == 0
+    folders = [tmp_path / name / "unet" for name in "ab"]
+    texts = [(folder / "config.json").read_text() for folder in folders]
+    assert json.loads(texts[0])["quantization_config"]["config"]["rounding"] == "gptq"
+    assert texts[0] == texts[1]
+    weights = [next(folder.glob("*.safetensors")).read_bytes() for folder in folders]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rounding", "gptq", "--activation", "dynamic"], "use --activation static"),
+        (["--rounding", "gptq", "--calibration", "FILE"], "give --inputs"),
+        (["--inputs", "FILE"], "give --strategy"),
+    ],
+)
+def test_quantize_says_what_a_rounding_lacks(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["quantize", "model", "-o", "out", *options])
+    assert message in capsys.readouterr().err
+
+
 def test_quantize_dynamic_needs_no_calibration(tiny_pipeline: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["-o", str(out), "--activation", "dynamic", "--group-size", "64"]
