@@ -13,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import ptq4adm
 from ptq4adm.cli import main
 from ptq4adm.cli.doctor import self_test
 from ptq4adm.cli.generate import file_name
+from ptq4adm.rounding import LayerTask, Replay
+from ptq4adm.rounding.methods import ROUNDERS
 
 PROMPTS = ["a dog barks", "rain on a roof"]
 RUN = "import sys; from ptq4adm.cli import main; sys.exit(main())"
@@ -97,8 +100,18 @@ def test_quantize_reuses_a_calibration_and_reports_in_json(
 
 
 def test_quantize_rounds_by_inputs_that_it_records_or_is_given(
-    tiny_pipeline: Path, prompts_file: Path, tmp_path: Path
+    tiny_pipeline: Path,
+    prompts_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    replayed = []
+
+    def keep_plain(_: object, tasks: list[LayerTask], replay: Replay, **__: object) -> object:
+        replayed.append(replay.inputs)
+        return {task.name: task.start for task in tasks}
+
+    monkeypatch.setitem(ROUNDERS, "gptq", keep_plain)
     calibration, inputs = tmp_path / "calibration", tmp_path / "inputs"
     run = ["quantize", str(tiny_pipeline), "--quiet", "--weight-observer", "absmax"]
     first = [*run, "--prompts", str(prompts_file), "--steps", "2", "--rounding", "gptq"]
@@ -110,8 +123,9 @@ def test_quantize_rounds_by_inputs_that_it_records_or_is_given(
     texts = [(folder / "config.json").read_text() for folder in folders]
     assert json.loads(texts[0])["quantization_config"]["config"]["rounding"] == "gptq"
     assert texts[0] == texts[1]
-    weights = [next(folder.glob("*.safetensors")).read_bytes() for folder in folders]
-    assert weights[0] == weights[1]
+    first_inputs, second_inputs = replayed
+    assert len(first_inputs.pairs) == 4  # two prompts, two steps: fewer than 256
+    assert torch.equal(first_inputs.sample, second_inputs.sample)
 
 
 @pytest.mark.parametrize(

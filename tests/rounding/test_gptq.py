@@ -14,7 +14,7 @@ import ptq4adm
 from ptq4adm import Calibration, QuantConfig, TextToAudioPipeline
 from ptq4adm.calibration import ChosenInputs
 from ptq4adm.config import ROUNDINGS
-from ptq4adm.errors import CalibrationError, CalibrationMismatchError, ConfigError
+from ptq4adm.errors import CalibrationError, CalibrationMismatchError, ConfigError, NonFiniteError
 from ptq4adm.packing.layout import KLayout, rows_to_weight, weight_to_rows
 from ptq4adm.quant.affine import QuantizedRows, quantize_rows
 from ptq4adm.quant.buckets import TimestepBuckets
@@ -26,6 +26,9 @@ from ptq4adm.rounding.methods import ROUNDERS
 from ptq4adm.rounding.twin import Twin, call_order
 
 PROMPTS = ["a dog barks", "a bell rings"]
+# a few layers of each kind: all of them take half a minute
+FEW = {"*": "float", "down_blocks.0.resnets.*.conv*": "w4a8", "up_blocks.1.resnets.0.*": "w4a8"}
+FEW |= {"mid_block.attentions.*": "w4a8", "*.time_emb_proj": "float"}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def recorded(
 ) -> tuple[Calibration, Path]:
     path = tmp_path_factory.mktemp("inputs") / "inputs.safetensors"
     calibration = ptq4adm.calibrate(
-        float_pipe, PROMPTS, steps=4, strategy="random", size=8, inputs=path, progress=False
+        float_pipe, PROMPTS, steps=2, strategy="random", size=4, inputs=path, progress=False
     )
     return calibration, path
 
@@ -108,9 +111,12 @@ def test_a_fake_quantized_input_is_the_packed_layer_s(
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ROUNDERS, "gptq", keep)  # type: ignore[arg-type]
         ptq4adm.quantize(
-            pipe, QuantConfig(scheme=scheme, rounding="gptq"), calibration, inputs=path,
+            pipe,
+            QuantConfig(scheme=scheme, rounding="gptq", weight_observer="absmax"),
+            calibration,
+            inputs=path,
             progress=False,
-        )  # fmt: skip
+        )
     replay = Replay(ChosenInputs.load(path), batch=2)
     twin = Twin(unet, seen)
     for task in seen:
@@ -130,6 +136,12 @@ def test_an_input_in_segments_has_two_scales() -> None:
     found = fake_quantize(task, x, 60.0)
     expected = torch.cat([x[:, :2].round(), 2 * (x[:, 2:] / 2).round()], dim=1)
     torch.testing.assert_close(found, expected)
+
+
+def test_an_input_that_is_not_finite_names_its_layer() -> None:
+    task = make_task(nn.Linear(6, 4), (6,), torch.ones(1, 2))
+    with pytest.raises(NonFiniteError, match="layer 'x'"):
+        fake_quantize(task, torch.full((1, 6), torch.inf), 0.0)
 
 
 def test_groups_fit_the_budget_and_keep_the_order() -> None:
@@ -235,7 +247,9 @@ class TestQuantize:
         for rounding in ("nearest", "gptq"):
             twin = copy.copy(float_pipe)
             twin.unet = copy.deepcopy(float_pipe.unet)
-            config = QuantConfig(rounding=rounding, group_size=group_size)
+            config = QuantConfig(
+                rounding=rounding, group_size=group_size, overrides=FEW, weight_observer="absmax"
+            )
             given = inputs if rounding == "gptq" else None
             ptq4adm.quantize(twin, config, calibration, inputs=given, progress=False)
             replay = Replay(inputs)
@@ -255,7 +269,7 @@ class TestQuantize:
         tmp_path: Path,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        config = QuantConfig(rounding="gptq")
+        config = QuantConfig(rounding="gptq", overrides=FEW)
         with pytest.raises(CalibrationError, match=r"ptq4adm\.calibrate\(.*inputs=FILE"):
             ptq4adm.quantize(pipe, config, calibration, progress=False)
         with pytest.raises(CalibrationError, match="missing, truncated"):
@@ -271,7 +285,7 @@ class TestQuantize:
         assert not ptq4adm.packing.checkpoint.is_quantized(pipe.unet)
         ptq4adm.quantize(
             pipe,
-            QuantConfig(weight_observer="absmax"),
+            QuantConfig(weight_observer="absmax", overrides=FEW),
             calibration,
             inputs=recorded[1],
             progress=False,
@@ -293,7 +307,7 @@ class TestQuantize:
         with pytest.raises(KeyboardInterrupt):
             ptq4adm.quantize(
                 pipe,
-                QuantConfig(rounding="gptq", weight_observer="absmax"),
+                QuantConfig(rounding="gptq", weight_observer="absmax", overrides=FEW),
                 recorded[0],
                 inputs=recorded[1],
                 progress=False,
