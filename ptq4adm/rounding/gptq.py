@@ -21,7 +21,7 @@ from ptq4adm.quant.affine import QuantizedRows, quantize_rows
 from ptq4adm.quant.gptq import gptq_rows, shift_target
 from ptq4adm.rounding.hessian import Moments, collect, groups_within
 from ptq4adm.rounding.replay import Replay
-from ptq4adm.rounding.task import LayerTask
+from ptq4adm.rounding.task import LayerTask, ShiftedRows
 from ptq4adm.rounding.twin import Twin, call_order
 
 
@@ -37,6 +37,8 @@ class GptqSettings:
             every layer is rounded for the float model's inputs, in one pass.
         scales: "start" keeps the scales of plain rounding; "weighted" searches those whose squared
             error, weighted by the diagonal of H, is least.
+        has_bias_shift: whether the mean of a layer's output error goes into its bias, where it has
+            one; the weights are then rounded for the moments about the mean.
         positions: kept of every sample and layer.
         budget: bytes of moments at once.
 
@@ -49,6 +51,7 @@ class GptqSettings:
     block: int = 128
     is_asymmetric: bool = True
     scales: str = "start"
+    has_bias_shift: bool = False
     positions: int = 64
     budget: int = 1 << 30
 
@@ -103,6 +106,8 @@ def round_layer(task: LayerTask, moments: Moments, settings: GptqSettings) -> Qu
     """One layer's integers; those of plain rounding if no call reached it."""
     if moments.count == 0:
         return task.start
+    has_shift = settings.has_bias_shift and task.layer.bias is not None
+    given, moments = moments, moments.centred() if has_shift else moments
     rows = weight_to_rows(task.layer.weight.detach().to(torch.float32), task.layout)
     if moments.cross is not None:
         rows = shift_target(rows, moments.hessian, moments.cross, damp=settings.damp)
@@ -114,7 +119,7 @@ def round_layer(task: LayerTask, moments: Moments, settings: GptqSettings) -> Qu
             group_size=None if start.w_mult is None else BLOCK_K,
             importance=moments.hessian.diagonal(),
         )
-    return gptq_rows(
+    found = gptq_rows(
         rows,
         moments.hessian,
         start,
@@ -123,3 +128,8 @@ def round_layer(task: LayerTask, moments: Moments, settings: GptqSettings) -> Qu
         block=settings.block,
         act_order=settings.act_order,
     )
+    if not has_shift:
+        return found
+    float_rows = weight_to_rows(task.layer.weight.detach().to(torch.float32), task.layout)
+    shift = float_rows @ given.given_mean - found.dequantize() @ given.mean
+    return ShiftedRows(found.w_q, found.w_scale, found.w_mult, shift)

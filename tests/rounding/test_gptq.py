@@ -18,7 +18,7 @@ from ptq4adm.errors import CalibrationError, CalibrationMismatchError, ConfigErr
 from ptq4adm.packing.layout import KLayout, rows_to_weight, weight_to_rows
 from ptq4adm.quant.affine import QuantizedRows, quantize_rows
 from ptq4adm.quant.buckets import TimestepBuckets
-from ptq4adm.rounding import LayerTask, Replay
+from ptq4adm.rounding import LayerTask, Replay, ShiftedRows
 from ptq4adm.rounding.activations import columns, fake_quantize
 from ptq4adm.rounding.gptq import GptqSettings, gptq
 from ptq4adm.rounding.hessian import MomentSum, groups_within
@@ -320,3 +320,23 @@ class TestQuantize:
 
 def test_every_method_has_a_name_in_the_config() -> None:
     assert set(ROUNDINGS) == {"nearest", *ROUNDERS}
+
+
+def test_a_bias_takes_the_mean_of_the_error() -> None:
+    net, tasks, replay = _chain()
+    net.last.bias = nn.Parameter(torch.randn(8), requires_grad=False)
+    settings = GptqSettings(has_bias_shift=True, budget=1)
+    found = gptq(net, tasks, replay, settings=settings, progress=False)
+    assert not isinstance(found["first"], ShiftedRows)  # it has no bias
+    last = found["last"]
+    assert isinstance(last, ShiftedRows)
+    twin = Twin(net, tasks)
+    for task in tasks:
+        twin.set_rows(task, found[task.name])
+    errors = []
+    for batch in replay.batches():
+        errors.append(replay.call(net, batch) - twin.call(replay, batch))
+    mean = torch.cat(errors).flatten(1).mean(dim=0)
+    assert float(mean.abs().max()) < 1e-4 * float(torch.cat(errors).abs().max())
+    assert last.bias_shift is not None
+    assert bool(last.bias_shift.abs().max() > 0.001)
