@@ -67,12 +67,17 @@ VARIANTS = {
     "gptq, damp 0.1": Variant(GptqSettings(damp=0.1)),
     "gptq, damp 0.001": Variant(GptqSettings(damp=0.001)),
     "gptq, weighted scales": Variant(GptqSettings(scales="weighted")),
+    "gptq, bias shift": Variant(GptqSettings(has_bias_shift=True)),
+    "gptq, bias shift, 64 pairs": Variant(GptqSettings(has_bias_shift=True), pairs=64),
     "gptq, 64 MiB of moments": Variant(GptqSettings(budget=1 << 26)),
     "gptq, 256 positions": Variant(GptqSettings(positions=256)),
     "nearest, groups of 64": Variant(None, config={"group_size": 64}),
     "gptq, groups of 64": Variant(GptqSettings(), config={"group_size": 64}),
     "nearest, some layers W8A8": Variant(None, config={"overrides": EIGHT_BITS}),
     "gptq, some layers W8A8": Variant(GptqSettings(), config={"overrides": EIGHT_BITS}),
+    "gptq, 64 pairs, some layers W8A8": Variant(
+        GptqSettings(), pairs=64, config={"overrides": EIGHT_BITS}
+    ),
     "nearest, W8A8": Variant(None, config={"scheme": "w8a8"}),
     "gptq, W8A8": Variant(GptqSettings(), config={"scheme": "w8a8"}),
 }
