@@ -35,7 +35,7 @@ from ptq4adm.packing.folders import atomic_folder
 from ptq4adm.protocols import DenoiserAdapter
 from ptq4adm.quant.layers import quantizable_layers
 from ptq4adm.quant.plan import PlanRow, QuantPlan, choose_schemes, plan_row
-from ptq4adm.rounding import LayerTask, Replay
+from ptq4adm.rounding import LayerTask, Replay, ShiftedRows
 from ptq4adm.rounding.methods import ROUNDERS
 
 __all__ = [
@@ -324,7 +324,11 @@ class _Job:
         for task in tasks:
             packed = replacements[task.name]
             assert isinstance(packed, QuantizedLayer)
-            packed.set_rows(found[task.name])
+            rows = found[task.name]
+            packed.set_rows(rows)
+            if isinstance(rows, ShiftedRows) and rows.bias_shift is not None:
+                assert packed.bias is not None
+                packed.bias = packed.bias + rows.bias_shift.to(packed.bias.device)
 
     def _replacement(self, row: PlanRow, step: StepIndex | None) -> StorageLayer:
         return planned_layer(self.layers[row.name], row, self.config, self.calibration, step)

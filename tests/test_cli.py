@@ -14,11 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import ptq4adm
 from ptq4adm.cli import main
 from ptq4adm.cli.doctor import self_test
 from ptq4adm.cli.generate import file_name
+from ptq4adm.rounding import LayerTask, Replay
+from ptq4adm.rounding.methods import ROUNDERS
 
 PROMPTS = ["a dog barks", "rain on a roof"]
 RUN = "import sys; from ptq4adm.cli import main; sys.exit(main())"
@@ -95,6 +98,50 @@ def test_quantize_reuses_a_calibration_and_reports_in_json(
     assert result["calibration"] == ptq4adm.Calibration.load(kept).digest()
     assert result["layers"]["w8a8"] > 10
     assert Path(result["output"]) == tmp_path / "b"
+
+
+def test_quantize_rounds_by_inputs_that_it_records_or_is_given(
+    tiny_pipeline: Path,
+    prompts_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    replayed = []
+
+    def keep_plain(_: object, tasks: list[LayerTask], replay: Replay, **__: object) -> object:
+        replayed.append(replay.inputs)
+        return {task.name: task.start for task in tasks}
+
+    monkeypatch.setitem(ROUNDERS, "gptq", keep_plain)
+    calibration, inputs = tmp_path / "calibration", tmp_path / "inputs"
+    run = ["quantize", str(tiny_pipeline), "--quiet", "--weight-observer", "absmax"]
+    first = [*run, "--prompts", str(prompts_file), "--steps", "2", "--rounding", "gptq"]
+    kept = ["--save-calibration", str(calibration), "--inputs", str(inputs)]
+    assert main([*first, "-o", str(tmp_path / "a"), *kept]) == 0
+    again = ["--calibration", str(calibration), "--inputs", str(inputs), "--rounding", "gptq"]
+    assert main([*run, "-o", str(tmp_path / "b"), *again]) == 0
+    folders = [tmp_path / name / "unet" for name in "ab"]
+    texts = [(folder / "config.json").read_text() for folder in folders]
+    assert json.loads(texts[0])["quantization_config"]["config"]["rounding"] == "gptq"
+    assert texts[0] == texts[1]
+    first_inputs, second_inputs = replayed
+    assert len(first_inputs.pairs) == 4  # two prompts, two steps: fewer than 256
+    assert torch.equal(first_inputs.sample, second_inputs.sample)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rounding", "gptq", "--activation", "dynamic"], "use --activation static"),
+        (["--rounding", "gptq", "--calibration", "FILE"], "give --inputs"),
+        (["--inputs", "FILE"], "give --strategy"),
+    ],
+)
+def test_quantize_says_what_a_rounding_lacks(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["quantize", "model", "-o", "out", *options]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_quantize_dynamic_needs_no_calibration(tiny_pipeline: Path, tmp_path: Path) -> None:

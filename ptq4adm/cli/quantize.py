@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptq4adm.cli import sensitivity
 from ptq4adm.cli.options import (
     SHIPPED,
-    add_layer_options,
     add_original_options,
     add_output_options,
     add_run_options,
@@ -21,7 +21,12 @@ from ptq4adm.cli.options import (
     print_result,
     read_prompts,
     set_threads,
-    whole_number,
+)
+from ptq4adm.cli.quantize_options import (
+    BUCKETS,
+    add_calibration_options,
+    add_scheme_options,
+    check_options,
 )
 from ptq4adm.config import QuantConfig
 
@@ -31,16 +36,7 @@ if TYPE_CHECKING:
     from ptq4adm.quantization import QuantPlan
 
 _MB = 1e6
-_BUCKETS = 10
 _CORRECTION_SEED = 1_000_000
-# the names of ptq4adm.calibration.STRATEGIES, which is not imported to print a help text
-_STRATEGIES = (
-    "random",
-    "uniform-steps",
-    "skewed-steps",
-    "density-diversity",
-    "activation-aware",
-)
 
 
 def add_command(commands: Any) -> None:
@@ -63,8 +59,8 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print which layer gets what, and why; write nothing"
     )
-    _add_scheme_options(parser)
-    _add_calibration_options(parser)
+    add_scheme_options(parser)
+    add_calibration_options(parser)
     add_original_options(parser)
     add_run_options(parser)
     add_output_options(parser)
@@ -76,107 +72,9 @@ def add_command(commands: Any) -> None:
     )
 
 
-def _add_scheme_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what it becomes")
-    group.add_argument(
-        "--bits",
-        choices=("w4a8", "w8a8"),
-        default="w4a8",
-        help="bits of weights and activations (default: w4a8)",
-    )
-    add_layer_options(group)
-    sensitivity.add_budget_option(group)
-    group.add_argument(
-        "--sensitivity",
-        type=Path,
-        metavar="FILE",
-        help="with --budget: errors that `ptq4adm sensitivity` measured (default: measure now)",
-    )
-    group.add_argument(
-        "--correction",
-        action="store_true",
-        help="fit a line for every step and channel of the predictions beside the float model, "
-        "and keep it with the pipeline",
-    )
-    group.add_argument(
-        "--activation",
-        choices=("static", "dynamic"),
-        default="static",
-        help="activation scales: calibrated (default), or measured at every call",
-    )
-    group.add_argument(
-        "--observer",
-        default=QuantConfig.activation_observer,
-        metavar="NAME",
-        help="static activation scales from: squared_error, p2.4, percentile or absmax "
-        f"(default: {QuantConfig.activation_observer})",
-    )
-
-
-def _add_calibration_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("calibration")
-    group.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="prompts, one a line (default: a listed set)"
-    )
-    group.add_argument(
-        "--augment",
-        type=whole_number,
-        metavar="N",
-        help="calibrate on N prompts: those of --prompts, or seeds of the model's domain, and "
-        "others that cover what is missing (see: ptq4adm prompts)",
-    )
-    group.add_argument(
-        "--steps", type=whole_number, metavar="N", help="denoising steps (default: the pipeline's)"
-    )
-    group.add_argument(
-        "--guidance", type=float, metavar="G", help="guidance scale (default: the pipeline's)"
-    )
-    group.add_argument(
-        "--buckets",
-        type=whole_number,
-        metavar="N",
-        help=f"timestep buckets with their own scales (default: {_BUCKETS}, at most the steps)",
-    )
-    group.add_argument("--seed", type=int, default=0, help="seed of the first prompt (default: 0)")
-    group.add_argument(
-        "--batch", type=whole_number, default=4, metavar="N", help="prompts at once (default: 4)"
-    )
-    group.add_argument(
-        "--strategy",
-        choices=_STRATEGIES,
-        help="record chosen (prompt, step) pairs only, chosen in this way (default: all pairs)",
-    )
-    group.add_argument(
-        "--size",
-        type=whole_number,
-        metavar="N",
-        help="pairs that --strategy chooses (default: 256, or all if there are fewer)",
-    )
-    group.add_argument(
-        "--inputs",
-        type=Path,
-        metavar="FILE",
-        help="keep what the UNet is given at the chosen pairs in a file",
-    )
-    group.add_argument(
-        "--calibration", type=Path, metavar="FILE", help="use this calibration, make none"
-    )
-    group.add_argument(
-        "--save-calibration", type=Path, metavar="FILE", help="keep the calibration in a file"
-    )
-    group.add_argument(
-        "--cache",
-        type=Path,
-        metavar="DIR",
-        help="keep what is done, to go on after an interruption",
-    )
-
-
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    if args.output is None and not args.dry_run:
-        args.parser.error("the following arguments are required: -o/--output (or --dry-run)")
-    _check_choice(args)
+    check_options(args)
     config = QuantConfig(
         scheme=args.bits,
         overrides=dict(args.override),
@@ -185,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         activation_observer=args.observer,
         group_size=args.group_size,
         backend=args.backend,
+        rounding=args.rounding,
     )
     prompts = None if args.prompts is None else read_prompts(args.prompts)
 
@@ -192,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     from ptq4adm.models.families import recognize
     from ptq4adm.ops import resolve_backend
     from ptq4adm.packing.folders import check_output
-    from ptq4adm.quantization import load_pipeline, plan, quantize, save_pipeline
+    from ptq4adm.quantization import load_pipeline, plan, save_pipeline
 
     # everything that can be refused is refused before the minutes of calibration
     if not args.dry_run:
@@ -215,15 +114,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print_result(args, planned.to_dict(), str(planned))
         return 0
-    if calibration is None and args.activation == "static":
-        if args.augment is not None:
-            prompts = _augmented(args, pipe, prompts)
-        calibration = _calibrate(args, pipe, prompts, planned)
-    if args.budget is not None and assignment is None:
-        assignment = sensitivity.assign(args, pipe, prompts, config, calibration)
-    done = quantize(pipe, config, calibration, progress=not args.quiet, assignment=assignment)
-    if args.correction:
-        _correct(args, pipe, prompts)
+    done, calibration = _quantize(args, pipe, config, prompts, planned, calibration, assignment)
     folder = save_pipeline(pipe, args.output, overwrite=args.overwrite)
     seconds = time.monotonic() - start
     print_result(
@@ -235,6 +126,40 @@ def run(args: argparse.Namespace) -> int:
         f"{done.summary()}\nwrote {folder} in {seconds:.0f} s",
     )
     return 0
+
+
+def _quantize(
+    args: argparse.Namespace,
+    pipe: TextToAudioPipeline,
+    config: QuantConfig,
+    prompts: list[str] | None,
+    planned: QuantPlan,
+    calibration: Calibration | None,
+    assignment: Mapping[str, str] | None,
+) -> tuple[QuantPlan, Calibration | None]:
+    """Calibrate, measure and quantize, as far as it was not done before."""
+    from ptq4adm.quantization import quantize
+
+    with tempfile.TemporaryDirectory() as temporary:
+        if args.rounding != "nearest" and args.inputs is None:
+            args.inputs = Path(temporary) / "inputs.safetensors"
+        if calibration is None and args.activation == "static":
+            if args.augment is not None:
+                prompts = _augmented(args, pipe, prompts)
+            calibration = _calibrate(args, pipe, prompts, planned)
+        if args.budget is not None and assignment is None:
+            assignment = sensitivity.assign(args, pipe, prompts, config, calibration)
+        done = quantize(
+            pipe,
+            config,
+            calibration,
+            inputs=None if args.rounding == "nearest" else args.inputs,
+            assignment=assignment,
+            progress=not args.quiet,
+        )
+    if args.correction:
+        _correct(args, pipe, prompts)
+    return done, calibration
 
 
 def _correct(
@@ -257,23 +182,6 @@ def _correct(
         seed=args.seed + _CORRECTION_SEED,
         progress=not args.quiet,
     )
-
-
-def _check_choice(args: argparse.Namespace) -> None:
-    """Refuse options of a choice where none is made."""
-    if args.sensitivity is not None and args.budget is None:
-        args.parser.error("--sensitivity is of a size budget: give --budget, too")
-    if args.budget is not None and args.dry_run and args.sensitivity is None:
-        args.parser.error("--dry-run measures nothing: give --sensitivity FILE to plan a --budget")
-    if args.strategy is None:
-        for name in ("size", "inputs"):
-            if getattr(args, name) is not None:
-                args.parser.error(f"--{name} is of a choice of pairs: give --strategy, too")
-        return
-    if args.calibration is not None:
-        args.parser.error("--strategy chooses for a new calibration, and --calibration gives one")
-    if args.activation == "dynamic":
-        args.parser.error("--strategy chooses for a calibration, and dynamic scales need none")
 
 
 def _load_calibration(args: argparse.Namespace) -> Calibration | None:
@@ -310,7 +218,7 @@ def _calibrate(
 
     texts = default_prompts() if prompts is None else list(prompts)
     steps = pipe.defaults.steps if args.steps is None else args.steps
-    buckets = min(_BUCKETS, steps) if args.buckets is None else args.buckets
+    buckets = min(BUCKETS, steps) if args.buckets is None else args.buckets
     if not args.quiet:
         batches = -(-len(texts) // args.batch)
         estimate = _seconds_per_step(args, pipe, texts[: args.batch]) * steps * batches

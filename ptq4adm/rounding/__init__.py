@@ -5,6 +5,6 @@ calibration kept (`ptq4adm.calibration.ChosenInputs`) and changes the integers, 
 """
 
 from ptq4adm.rounding.replay import Replay
-from ptq4adm.rounding.task import LayerTask, Rounder
+from ptq4adm.rounding.task import LayerTask, Rounder, ShiftedRows
 
-__all__ = ["LayerTask", "Replay", "Rounder"]
+__all__ = ["LayerTask", "Replay", "Rounder", "ShiftedRows"]

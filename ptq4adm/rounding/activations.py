@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ptq4adm.errors import NonFiniteError
 from ptq4adm.ops.reference import quantize_int8
 from ptq4adm.packing.layout import weight_to_rows
 from ptq4adm.rounding.task import LayerTask
@@ -17,6 +18,10 @@ def fake_quantize(task: LayerTask, x: Tensor, timestep: float) -> Tensor:
         task: the layer.
         x: its input, channels in the second place for a convolution, in the last for a linear.
         timestep: of the call.
+
+    Raises:
+        NonFiniteError: if the input is NaN or infinite; names the layer.
+        UncalibratedStepError: if the timestep's bucket has no scales.
     """
     is_conv = isinstance(task.layer, nn.Conv2d)
     row = 0 if task.buckets is None else task.buckets.check(timestep)
@@ -24,7 +29,14 @@ def fake_quantize(task: LayerTask, x: Tensor, timestep: float) -> Tensor:
     parts = []
     for i, part in enumerate(x.split(task.layout.segments, dim=dim)):
         scale = None if task.x_scale is None else task.x_scale[i, row]
-        x_q, used = quantize_int8(part, x_scale=scale, granularity="tensor" if is_conv else "row")
+        try:
+            x_q, used = quantize_int8(
+                part, x_scale=scale, granularity="tensor" if is_conv else "row"
+            )
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                f"layer {task.name!r} at timestep {timestep:g}: {error}"
+            ) from error
         parts.append(x_q.to(x.dtype) * (used.unsqueeze(-1) if used.dim() else used))
     return torch.cat(parts, dim=dim)
 

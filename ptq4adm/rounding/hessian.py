@@ -29,12 +29,26 @@ class Moments:
     Attributes:
         hessian: H / M, float32 [Kp, Kp].
         cross: C / M, float32 [Kp, Kp]; None if the float inputs were not looked at.
+        mean: mean of Z over positions, float32 [Kp].
+        given_mean: mean of X; that of Z if the float inputs were not looked at.
         count: M, positions seen; 0 for a layer that no call reached.
     """
 
     hessian: Tensor
     cross: Tensor | None
+    mean: Tensor
+    given_mean: Tensor
     count: int
+
+    def centred(self) -> Moments:
+        """The moments about the means: what is left to the weights of a layer with a free bias."""
+        hessian = self.hessian - self.mean[:, None] * self.mean
+        # rounding of the difference must not revive an input that is always zero
+        hessian.diagonal().clamp_min_(0)
+        cross = self.cross
+        if cross is not None:
+            cross = cross - self.given_mean[:, None] * self.mean
+        return Moments(hessian, cross, self.mean, self.given_mean, self.count)
 
 
 class MomentSum:
@@ -51,6 +65,7 @@ class MomentSum:
         self.task, self.most = task, most
         self.hessian = torch.zeros(K, K, device=device)
         self.cross = torch.zeros(K, K, device=device) if has_cross else None
+        self.sums = torch.zeros(2, K, device=device)
         self.count = 0
 
     def add(self, quantized: Tensor, given: Tensor | None, seed: int) -> None:
@@ -63,9 +78,13 @@ class MomentSum:
         """
         Z = columns(self.task, quantized.float(), self.most, seed)  # [M, K]
         self.hessian.addmm_(Z.T, Z)
+        self.sums[0] += Z.sum(dim=0)
         if self.cross is not None and given is not None:
             X = columns(self.task, given.float(), self.most, seed)
             self.cross.addmm_(X.T, Z)
+            self.sums[1] += X.sum(dim=0)
+        else:
+            self.sums[1] += Z.sum(dim=0)
         self.count += Z.shape[0]
 
     def result(self) -> Moments:
@@ -73,7 +92,9 @@ class MomentSum:
         index = packed_positions(self.task).to(self.hessian.device)
         factor = 1.0 / max(1, self.count)
         cross = None if self.cross is None else _spread(self.cross, index, factor)
-        return Moments(_spread(self.hessian, index, factor), cross, self.count)
+        means = self.sums[:, index.clamp_min(0)] * (factor * (index >= 0))
+        hessian = _spread(self.hessian, index, factor)
+        return Moments(hessian, cross, means[0], means[1], self.count)
 
 
 def groups_within(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ptq4adm.rounding.gptq import gptq
 from ptq4adm.rounding.task import Rounder
 
-ROUNDERS: Mapping[str, Rounder] = {"gptq": gptq}
+ROUNDERS: dict[str, Rounder] = {"gptq": gptq}

@@ -37,6 +37,17 @@ class LayerTask:
     buckets: TimestepBuckets | None
 
 
+@dataclass(frozen=True)
+class ShiftedRows(QuantizedRows):
+    """Rows of a layer whose bias makes up for the mean of their error.
+
+    Attributes:
+        bias_shift: float32 [N], added to the layer's bias; None for nothing.
+    """
+
+    bias_shift: Tensor | None = None
+
+
 class Rounder(Protocol):
     """One rounding method."""
 

@@ -14,7 +14,7 @@ from ptq4adm.packing.layout import rows_to_weight
 from ptq4adm.quant.affine import QuantizedRows
 from ptq4adm.rounding.activations import fake_quantize
 from ptq4adm.rounding.replay import Batch, Replay
-from ptq4adm.rounding.task import LayerTask
+from ptq4adm.rounding.task import LayerTask, ShiftedRows
 
 
 class Twin:
@@ -46,6 +46,10 @@ class Twin:
         assert isinstance(target, Tensor)
         with torch.no_grad():
             target.copy_(weight.reshape(target.shape))
+            if isinstance(rows, ShiftedRows) and rows.bias_shift is not None:
+                bias = self.layers[task.name].bias
+                assert isinstance(bias, Tensor)
+                bias += rows.bias_shift.to(bias.dtype)
 
     def _quantizer(self, task: LayerTask) -> Any:
         def quantize(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
