@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +22,8 @@ from typing import Any
 from torch import nn
 
 from ptq4adm.calibration import fingerprint
-from ptq4adm.errors import CalibrationError, CalibrationMismatchError, OutputError
+from ptq4adm.calibration.files import write_json
+from ptq4adm.errors import CalibrationError, CalibrationMismatchError
 
 FORMAT = "ptq4adm-sensitivity"
 FORMAT_VERSION = 1
@@ -118,18 +118,7 @@ class Sensitivity:
         Raises:
             OutputError: if it cannot be written.
         """
-        path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        text = json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(text, encoding="utf-8")
-            part.replace(path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise OutputError(
-                f"{path}: the sensitivity cannot be written ({error}); choose another file"
-            ) from error
+        write_json(Path(path), self.to_dict(), "the sensitivity")
 
     @classmethod
     def load(cls, path: str | Path) -> Sensitivity:

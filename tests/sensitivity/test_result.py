@@ -77,7 +77,7 @@ def test_missing_cut_and_unwritable_files_say_what_to_do(tmp_path: Path) -> None
     with pytest.raises(CalibrationError, match="cut short"):
         Sensitivity.load(tmp_path / "s.json")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot write the sensitivity"):
         FULL.save(tmp_path / "folder")
 
 
