@@ -164,9 +164,11 @@ def main() -> None:
     held = held[:: max(1, len(held) // arguments.prompts)][: arguments.prompts]
     if arguments.here:
         (name,) = arguments.only
+        # before the minutes that it takes: the commit is that of the code that was imported
+        machine = environment(ROOT)
         row = measure(name, arguments.work, held)
         print(row, flush=True)
-        append_rows(arguments.results / "rounding.csv", [{**environment(ROOT), **row}])
+        append_rows(arguments.results / "rounding.csv", [{**machine, **row}])
         return
     if not (arguments.work / f"float-{len(held)}.pt").is_file():
         record(arguments.work, held)
