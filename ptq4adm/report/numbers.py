@@ -179,7 +179,7 @@ def coverage(report: Report) -> str:
 
 def settings(report: Report) -> str:
     """Labels and values."""
-    return table(["", ""], [list(row) for row in report.settings], ())
+    return table(["what", "value"], [list(row) for row in report.settings], ())
 
 
 def _drift(record: HistogramRecord) -> float:
