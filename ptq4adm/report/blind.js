@@ -1,5 +1,6 @@
-// The blind test: X is one of A and B by chance, and the page tells only after the answer. What
-// plays are the players of the page above, so nothing is stored twice.
+// The blind test: X is one of A and B by chance, and the page tells only after the answer. It plays
+// the sounds of the players above (nothing is stored twice) through one of its own, which is not
+// seen: a visible player that moves would tell what is playing.
 (() => {
   "use strict";
   const room = document.getElementById("blind-room");
@@ -17,12 +18,15 @@
     return Math.min(1, sum);
   };
   const coin = () => crypto.getRandomValues(new Uint8Array(1))[0] < 128;
-  const stop = () => document.querySelectorAll("audio").forEach((a) => { a.pause(); });
+  const hidden = new Audio();
+  const stop = () => {
+    hidden.pause();
+    document.querySelectorAll("audio").forEach((a) => { a.pause(); });
+  };
   const play = (id) => {
     stop();
-    const audio = document.getElementById(id);
-    audio.currentTime = 0;
-    audio.play();
+    hidden.src = document.getElementById(id).src;
+    hidden.play();
   };
   const next = () => {
     const pair = pairs[crypto.getRandomValues(new Uint32Array(1))[0] % pairs.length];

@@ -46,3 +46,9 @@ def key(entries: Sequence[tuple[str, str]]) -> str:
 def missing(what: str, command: str) -> str:
     """A section that was not measured, and how it is."""
     return f'<p class="quiet">{text(what)} Make it with <code>{text(command)}</code>.</p>'
+
+
+def wide(chart: str, name: str) -> str:
+    """A chart that keeps its size on a narrow screen and scrolls, by keyboard too."""
+    label = text(name)
+    return f'<div class="scroll wide" tabindex="0" role="group" aria-label="{label}">{chart}</div>'

@@ -58,7 +58,7 @@ def _card(
             f'<figure><img src="{spectrogram_uri(mel, top)}" alt="Mel spectrogram of '
             f'{text(take.name)}, {seconds:.2f} seconds, loudest bin {float(mel.max()):.0f} dB">'
             f"<figcaption><b>{text(take.name)}</b><span>{sqnr}</span></figcaption>"
-            f'<audio controls preload="none" id="{take_id(index, j)}" '
+            f'<audio controls preload="metadata" id="{take_id(index, j)}" '
             f'aria-label="{text(take.name)}: {escape(sample.prompt, quote=True)}" '
             f'src="{wav_uri(take.wave, report.sampling_rate)}"></audio></figure>'
         )

@@ -7,7 +7,7 @@ import torch
 from ptq4adm.quant.observers import QMAX, HistogramRecord, scale_table
 from ptq4adm.report import charts
 from ptq4adm.report.data import Report
-from ptq4adm.report.html import key, missing, table, text
+from ptq4adm.report.html import key, missing, table, text, wide
 
 _BARS = 40
 _PANELS = 8
@@ -89,10 +89,13 @@ def sensitivity(report: Report) -> str:
         f"<p>Relative squared error of the UNet's output with one layer at W4A8 and all others in "
         f"float, mean over {found.pairs} recorded steps. Colour: {by_whom}.{text(said)}</p>"
         + key(shown)
-        + charts.bars(
-            "Output error of each layer at W4A8",
-            f"The {len(bars)} most sensitive of {len(ranked)} layers, largest first.",
-            bars,
+        + wide(
+            charts.bars(
+                "Output error of each layer at W4A8",
+                f"The {len(bars)} most sensitive of {len(ranked)} layers, largest first.",
+                bars,
+            ),
+            "Output error of each layer",
         )
     )
 
@@ -115,8 +118,14 @@ def pareto(report: Report) -> str:
     return (
         "<p>The sum of the layers' errors that an integer program leaves within a size. It is a "
         "prediction: errors of layers are taken to add up.</p>"
-        + charts.curve(
-            "Size against predicted error", points, ("share of float16", "predicted error"), mark
+        + wide(
+            charts.curve(
+                "Size against predicted error",
+                points,
+                ("share of float16", "predicted error"),
+                mark,
+            ),
+            "Size against predicted error",
         )
     )
 
@@ -179,7 +188,7 @@ def coverage(report: Report) -> str:
 
 def settings(report: Report) -> str:
     """Labels and values."""
-    return table(["", ""], [list(row) for row in report.settings], ())
+    return table(["what", "value"], [list(row) for row in report.settings], ())
 
 
 def _drift(record: HistogramRecord) -> float:
