@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ptq4adm.evaluation.classes import inception_score, kl_softmax
 from ptq4adm.evaluation.distances import (
@@ -21,9 +20,13 @@ from ptq4adm.evaluation.distances import (
 )
 from ptq4adm.evaluation.embed import embed_clips
 from ptq4adm.evaluation.embeddings import load_embedding
-from ptq4adm.evaluation.intervals import standard_error
+from ptq4adm.evaluation.increase import frechet_increase
 from ptq4adm.evaluation.mel import SAMPLE_RATE, log_mel
-from ptq4adm.evaluation.paired import latent_sqnr_db, log_mel_distance_db
+from ptq4adm.evaluation.paired import (
+    embedding_cosine,
+    latent_sqnr_db,
+    log_mel_distance_db,
+)
 from ptq4adm.evaluation.silence import silent_share
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
@@ -78,20 +81,19 @@ class Judge:
                 for waves in (self.real, clips.waves, base.waves)
             )
             x, y = real.features, made.features
-            error = standard_error(
-                lambda a, b: frechet_distance(a, b).value, x, y, paired=True, subsets=_SUBSETS
-            )
             row: dict[str, Any] = {
                 "embedding": embedding.name,
                 "fd": round(frechet_distance(x, y).value, 4),
-                "fd_error": round(error, 4),
                 "fd_infinity": round(frechet_distance_infinity(x, y, paired=True).value, 4),
-                "kd": round(kernel_distance(x, y).value, 6),
+                "kd": round(kernel_distance(x, y, paired=True).value, 6),
                 "fd_to_float": round(frechet_distance(reference.features, y).value, 4),
-                "cosine_to_float": round(
-                    float(functional.cosine_similarity(reference.features, y).mean()), 4
-                ),
+                "cosine_to_float": round(float(embedding_cosine(reference.features, y).mean()), 4),
             }
+            if not torch.equal(reference.features, y):
+                more = frechet_increase(x, reference.features, y, subsets=_SUBSETS)
+                row["fd_increase"] = round(more.value, 5)
+                row["fd_increase_low"] = round(more.interval.low, 5)
+                row["fd_increase_high"] = round(more.interval.high, 5)
             if real.logits is not None and made.logits is not None:
                 row["kl"] = round(float(kl_softmax(real.logits, made.logits).mean()), 4)
                 row["inception"] = round(inception_score(made.logits), 4)
@@ -100,9 +102,12 @@ class Judge:
     def _paired(self, clips: Clips, base: Clips) -> dict[str, Any]:
         labelled = [i for i, name in enumerate(self.classes) if name is not None]
         named = self.classifier.predict(features(log_mel(clips.waves[labelled])))
+        float_named = self.classifier.predict(features(log_mel(base.waves[labelled])))
         right = [name == self.classes[i] for name, i in zip(named, labelled, strict=True)]
+        same = [name == other for name, other in zip(named, float_named, strict=True)]
         row = {
             "right_class": round(float(np.mean(right)), 4),
+            "same_class": round(float(np.mean(same)), 4),
             "silent": round(silent_share(list(clips.waves)), 4),
         }
         if torch.equal(clips.latents, base.latents):

@@ -51,7 +51,12 @@ class Variant:
 
     def key(self) -> str:
         """Short name of everything that decides its clips."""
-        content = json.dumps(asdict(self) | {"group": "", "pairs": SIZE}, sort_keys=True)
+        config = None
+        if self.config is not None:
+            # with the defaults: clips of other defaults are other clips
+            config = ptq4adm.QuantConfig(**dict(self.config)).to_dict()
+        about = asdict(self) | {"group": "", "config": config, "pairs": SIZE}
+        content = json.dumps(about, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
