@@ -50,7 +50,7 @@ class ReconstructSettings:
 
     steps: int = 400
     minutes: float | None = None
-    rate: float = 3e-3
+    rate: float = 1e-3
     scale_rate: float = 1e-3
     seed: int = 0
 
