@@ -16,6 +16,7 @@ import calibration_tables
 import cpu_tables
 import option_tables
 import prompt_tables
+import reconstruction_tables
 import rounding_tables
 from cpu_tables import markdown
 
@@ -133,6 +134,9 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "options-buckets": lambda: option_tables.buckets_table(RESULTS),
         "options-balance": lambda: option_tables.balance_table(RESULTS),
         "options-correction": lambda: option_tables.correction_table(RESULTS),
+    },
+    "docs/reconstruction.md": {
+        "reconstruction": lambda: reconstruction_tables.variant_table(RESULTS),
     },
     "docs/rounding.md": {
         "rounding": lambda: rounding_tables.variant_table(RESULTS),

@@ -22,7 +22,7 @@ WEIGHT_OBSERVERS = ("squared_error", "absmax", "p2.4")
 ACTIVATION_MODES = ("static", "dynamic")
 ACTIVATION_OBSERVERS = ("absmax", "percentile", "squared_error", "p2.4")
 # "nearest" looks at a weight alone; the others are those of ptq4adm.rounding.methods
-ROUNDINGS = ("nearest", "gptq")
+ROUNDINGS = ("nearest", "gptq", "reconstruct")
 
 
 class Scheme(str, Enum):
@@ -63,7 +63,8 @@ class QuantConfig:
             weights (4-bit layers only).
         backend: "auto" or the name of a backend.
         rounding: how integers of W4A8 and W8A8 layers are chosen: "nearest" looks at the weight
-            alone; "gptq" at the inputs that a calibration kept, too.
+            alone; "gptq" at the inputs that a calibration kept, too, layer by layer; "reconstruct"
+            trains the 4-bit ones and their scales together on what the model makes of the inputs.
 
     Raises:
         ConfigError: for a value that is not listed above.

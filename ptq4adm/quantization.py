@@ -22,6 +22,7 @@ from ptq4adm.config import QuantConfig, Scheme
 from ptq4adm.errors import (
     CalibrationError,
     CalibrationMismatchError,
+    MissingComponentError,
     NonFiniteError,
 )
 from ptq4adm.models import TextToAudioPipeline, families, find_adapter, save_components
@@ -325,7 +326,8 @@ class _Job:
             )
             tasks.append(task)
         rounder = ROUNDERS[self.config.rounding]
-        found = rounder(self.denoiser, tasks, Replay(self.inputs), progress=progress)
+        replay = Replay(self.inputs, guidance=self._guidance())
+        found = rounder(self.denoiser, tasks, replay, progress=progress)
         for task in tasks:
             packed = replacements[task.name]
             assert isinstance(packed, QuantizedLayer)
@@ -334,6 +336,15 @@ class _Job:
             if isinstance(rows, ShiftedRows) and rows.bias_shift is not None:
                 assert packed.bias is not None
                 packed.bias = packed.bias + rows.bias_shift.to(packed.bias.device)
+
+    def _guidance(self) -> float | None:
+        """The calibration's scale, or without one the pipeline's own; a bare denoiser has none."""
+        if self.calibration is not None:
+            return self.calibration.meta.guidance
+        try:
+            return self.adapter.sampling_defaults(self.pipe).guidance
+        except MissingComponentError:
+            return None
 
     def _replacement(self, row: PlanRow, step: StepIndex | None) -> StorageLayer:
         return planned_layer(self.layers[row.name], row, self.config, self.calibration, step)

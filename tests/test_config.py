@@ -52,7 +52,7 @@ def test_enum_members_are_stored_as_their_names() -> None:
         ("group_size", 128, "None, 64"),
         ("group_size", True, "None, 64"),
         ("backend", 3, "expected a name"),
-        ("rounding", "adaround", "needs one of nearest, gptq"),
+        ("rounding", "adaround", "needs one of nearest, gptq, reconstruct"),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_is_allowed(

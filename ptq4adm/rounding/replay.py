@@ -38,18 +38,21 @@ class Replay:
     Args:
         inputs: what was kept.
         batch: most pairs of a call.
+        guidance: scale with which a run combines the two halves of a pair; None if it is not known.
 
     Raises:
         ConfigError: if `batch` is not at least 1.
         CalibrationError: if there are no pairs.
     """
 
-    def __init__(self, inputs: ChosenInputs, *, batch: int = 8) -> None:
+    def __init__(
+        self, inputs: ChosenInputs, *, batch: int = 8, guidance: float | None = None
+    ) -> None:
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise ConfigError(f"batch: got {batch!r}, needs a whole number of at least 1")
         if len(inputs.pairs) == 0:
             raise CalibrationError("inputs: hold no pair; record them again")
-        self.inputs, self.batch = inputs, batch
+        self.inputs, self.batch, self.guidance = inputs, batch, guidance
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -85,6 +88,29 @@ class Replay:
             return found
         first: Tensor = found[0]
         return first
+
+    def guided(self, prediction: Tensor) -> Tensor:
+        """What the sampler is given of a prediction [B * H, C, h, w]: [B, C, h, w].
+
+            e = e_u + g (e_c - e_u)                                                         (1)
+
+        Raises:
+            CalibrationError: if pairs have two halves and `guidance` is None, or more than two.
+        """
+        halves = int(self.inputs.sample.shape[1])
+        if halves not in (1, 2):
+            raise CalibrationError(
+                f"inputs: {halves} samples a pair, needs 1, or 2 with guidance; record again"
+            )
+        if halves == 1:
+            return prediction
+        if self.guidance is None:
+            raise CalibrationError(
+                "inputs: pairs have two halves, and the guidance scale that combines them is not "
+                "known; pass a calibration or the whole pipeline"
+            )
+        first, last = prediction.unflatten(0, (-1, 2)).unbind(dim=1)
+        return first + self.guidance * (last - first)
 
     def _parts(self) -> list[Tensor]:
         times = self.inputs.timesteps

@@ -287,16 +287,9 @@ class _OutputErrors:
 
     def __init__(self, model: _Model, inputs: ChosenInputs, guidance: float | None) -> None:
         self.model, self.pairs = model, len(inputs.pairs)
-        self.replay = Replay(inputs)
-        halves = int(inputs.sample.shape[1])
-        if halves not in (1, 2):
-            raise CalibrationError(
-                f"inputs: {halves} samples a pair, needs 1, or 2 with guidance; record again"
-            )
-        self.halves = halves
-        self.guidance = 1.0
-        if halves == 2:
-            self.guidance = model.guidance() if guidance is None else guidance
+        if guidance is None and inputs.sample.shape[1] == 2:
+            guidance = model.guidance()
+        self.replay = Replay(inputs, guidance=guidance)
         self.reference = list(self._predictions())
 
     def measure(self, schemes: Mapping[str, str]) -> float:
@@ -315,6 +308,4 @@ class _OutputErrors:
         device = next(self.model.denoiser.parameters()).device
         for batch in self.replay.batches(device):
             flat = self.replay.call(self.model.denoiser, batch).double().cpu()
-            halves = flat.unflatten(0, (-1, self.halves))
-            first, last = halves[:, 0], halves[:, -1]
-            yield first if self.halves == 1 else first + self.guidance * (last - first)
+            yield self.replay.guided(flat)
