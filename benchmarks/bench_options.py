@@ -40,6 +40,8 @@ BATCH = 10
 PAIRS = 32
 # of the mixed models: 8-bit layers gain by it, 4-bit ones do not lose
 OBSERVER = {"activation_observer": "p2.4"}
+# what every option starts from: one scheme for all layers, nothing clipped
+ALONE = {"protect_sensitive": False, "activation_observer": "absmax"}
 BUDGETS = (0.29, 0.30, 0.35, 0.40, 0.50)
 # what the sensitivities say in words: tiny layers next to the latents at full resolution
 FIRST_AND_LAST = {
@@ -110,7 +112,7 @@ class Bench:
         pipe = pipe or self.load()
         plan = ptq4adm.quantize(
             pipe,
-            ptq4adm.QuantConfig(**config),
+            ptq4adm.QuantConfig(**{**ALONE, **config}),
             calibration or self.calibration(),
             progress=False,
             assignment=assignment,

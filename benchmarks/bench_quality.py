@@ -35,6 +35,7 @@ BATCH = 10
 VARIANTS = {
     "W8A8": ptq4adm.QuantConfig(scheme="w8a8"),
     "W4A8": ptq4adm.QuantConfig(scheme="w4a8"),
+    "W4A8, uniform": ptq4adm.QuantConfig(scheme="w4a8", protect_sensitive=False),
     "W4A8, groups of 64": ptq4adm.QuantConfig(scheme="w4a8", group_size=64),
     "W4A8, dynamic scales": ptq4adm.QuantConfig(scheme="w4a8", activation="dynamic"),
 }

@@ -128,7 +128,8 @@ def measure(name: str, work: Path, prompts: list[str]) -> dict[str, Any]:
         inputs = ChosenInputs.load(work / "inputs.safetensors")
         inputs = first_pairs(inputs, calibration, variant.pairs)
     rounding = "nearest" if inputs is None else "gptq"
-    config = ptq4adm.QuantConfig(rounding=rounding, **variant.config)
+    base = {"activation_observer": "absmax", "protect_sensitive": False}
+    config = ptq4adm.QuantConfig(rounding=rounding, **{**base, **variant.config})
     start = time.monotonic()
     done = ptq4adm.quantize(pipe, config, calibration, inputs=inputs, progress=False)
     seconds = time.monotonic() - start

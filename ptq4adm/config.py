@@ -57,6 +57,8 @@ class QuantConfig:
             measures every input as it comes and needs no calibration.
         activation_observer: how a static scale follows from the recorded histogram.
         percentile: share of magnitudes, in percent, that "percentile" keeps unclipped.
+        protect_sensitive: whether layers that a family's rules call sensitive take 8 bits where
+            `scheme` is W4A8; they are few and small.
         group_size: None for one weight scale a channel, or 64 for integer multipliers a block of 64
             weights (4-bit layers only).
         backend: "auto" or the name of a backend.
@@ -72,8 +74,9 @@ class QuantConfig:
     overrides: Mapping[str, str] = field(default_factory=dict)
     weight_observer: str = "squared_error"
     activation: str = "static"
-    activation_observer: str = "absmax"
+    activation_observer: str = "p2.4"
     percentile: float = 99.999
+    protect_sensitive: bool = True
     group_size: int | None = None
     backend: str = "auto"
     rounding: str = "nearest"
@@ -98,6 +101,10 @@ class QuantConfig:
         _check_choice("activation_observer", self.activation_observer, ACTIVATION_OBSERVERS)
         _check_choice("group_size", self.group_size, GROUP_SIZES)
         _check_choice("rounding", self.rounding, ROUNDINGS)
+        if not isinstance(self.protect_sensitive, bool):
+            raise ConfigError(
+                f"protect_sensitive: got {self.protect_sensitive!r}, needs True or False"
+            )
         if isinstance(self.percentile, bool) or not isinstance(self.percentile, (int, float)):
             raise ConfigError(
                 f"percentile: expected a number, got {type(self.percentile).__name__}"

@@ -24,11 +24,14 @@ class Rule:
             ``"time_embedding.*"``.
         scheme: name of a `ptq4adm.config.Scheme`: ``"w4a8"``, ``"w8a8"``, ``"w8"`` or ``"float"``.
         reason: why, in a few words.
+        is_sensitive: the layer could take 4 bits, but loses most by it: the rule holds where the
+            config's scheme is W4A8 and it protects such layers, and a size budget decides anew.
     """
 
     pattern: str
     scheme: str
     reason: str
+    is_sensitive: bool = False
 
 
 @dataclass(frozen=True)

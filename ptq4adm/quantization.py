@@ -262,7 +262,12 @@ class _Job:
         unsupported = {
             n: reason for n, layer in layers.items() if (reason := unsupported_reason(layer))
         }
-        rules = [(r.pattern, r.scheme, r.reason) for r in self.adapter.rules(self.denoiser)]
+        protects = self.config.protect_sensitive and self.config.scheme == Scheme.W4A8
+        rules = [
+            (rule.pattern, rule.scheme, rule.reason)
+            for rule in self.adapter.rules(self.denoiser)
+            if protects or not rule.is_sensitive
+        ]
         choices = choose_schemes(layers, self.config, rules, unsupported, self.assignment)
         rows = tuple(
             plan_row(

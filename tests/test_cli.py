@@ -239,7 +239,7 @@ def test_inspect_shows_schemes_sizes_and_calibration(
     text = capsys.readouterr().out
     assert "static scales, 2 of 2 timestep buckets calibrated over 1000 timesteps" in text
     line = next(x for x in text.splitlines() if x.startswith("up_blocks.0.resnets.0.conv_shortcut"))
-    assert "w4a8" in line
+    assert "w8a8" in line
     assert "static 128+128" in line
 
 

@@ -49,7 +49,8 @@ ALLOWED: dict[str, set[str]] = {
         "models", "rounding",
     },
     "sensitivity": {
-        "errors", "protocols", "config", "calibration", "nn", "rounding", "models", "quantization",
+        "errors", "protocols", "config", "calibration", "calibration.files", "nn", "rounding",
+        "models", "quantization",
     },
     "integrations": {
         "errors", "config", "calibration", "calibrating", "nn", "packing.description",

@@ -314,3 +314,31 @@ class TestPlan:
         assert planned.bytes_before == 2 * sum(
             p.numel() for p in real_unet(name, device="meta").parameters()
         )
+
+
+class TestSensitiveLayers:
+    """Eight bits where a family says that four lose most, unless somebody decides otherwise."""
+
+    @pytest.mark.parametrize("config", [{}, {"scheme": "w8a8"}, {"protect_sensitive": False}])
+    def test_they_take_eight_bits_in_w4a8_only(
+        self, float_pipe: TextToAudioPipeline, config: dict[str, Any]
+    ) -> None:
+        found = {r.name: r for r in plan(float_pipe, QuantConfig(**config)).rows}
+        shortcuts = [row for name, row in found.items() if name.endswith("conv_shortcut")]
+        assert shortcuts
+        for row in shortcuts:
+            protected = not config
+            assert row.scheme == ("w4a8" if "protect_sensitive" in config else "w8a8")
+            assert row.reason.startswith("sensitive") == protected
+
+    def test_a_budget_and_overrides_win(self, float_pipe: TextToAudioPipeline) -> None:
+        names = [r.name for r in plan(float_pipe).rows if r.reason.startswith("sensitive")]
+        first, second, *_ = names
+        config = QuantConfig(overrides={second: "float"})
+        planned = plan(float_pipe, config, assignment={first: "w4a8", second: "w4a8"})
+        found = {row.name: row.scheme for row in planned.rows}
+        assert (found[first], found[second]) == ("w4a8", "float")
+
+    def test_the_switch_is_a_truth_value(self) -> None:
+        with pytest.raises(ConfigError, match="protect_sensitive: got 1, needs True or False"):
+            QuantConfig(protect_sensitive=1)  # type: ignore[arg-type]

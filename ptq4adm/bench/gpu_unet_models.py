@@ -133,6 +133,7 @@ class StepModels:
             scheme="w4a8",
             activation="static" if is_static else "dynamic",
             weight_observer="absmax",  # changes no speed, and needs no search
+            protect_sensitive=False,  # the speed of the named bits
             backend=backend,
         )
         quantize(unet, config, calibration, progress=False)

@@ -197,7 +197,7 @@ def model_layers(model: str) -> tuple[ModelLayer, ...]:
         ConfigError: if the name is unknown.
     """
     unet = model_spec(model).build("meta")
-    rules = [rule.pattern for rule in UNet2DAdapter().rules(unet)]
+    rules = [r.pattern for r in UNet2DAdapter().rules(unet) if not r.is_sensitive]
     counts: Counter[LayerShape] = Counter()
     for name, module in unet.named_modules():
         if not isinstance(module, nn.Linear | nn.Conv2d):

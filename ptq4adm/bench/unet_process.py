@@ -207,6 +207,7 @@ def _own_step(model: str, variant: str, bits: int) -> tuple[_TorchStep, int]:
         scheme=f"w{bits}a8",
         activation="dynamic" if variant == DYNAMIC else "static",
         weight_observer="absmax",  # changes no speed, and needs no search
+        protect_sensitive=False,  # the speed of the named bits
         backend="cpu",
     )
     quantize(unet, config, calibration, progress=False)

@@ -222,6 +222,8 @@ def _done(folder: Path, meta: SignatureMeta, denoiser: nn.Module, pipe: Any) -> 
     """Prompts that an earlier call recorded; a new folder is begun."""
     if not (folder / INDEX).is_file():
         # shards without an index are of nobody knows what
+        if any(folder.glob("signatures-*.safetensors")):
+            logger.warning("signatures in %s have no index and are recorded again", folder)
         remove_shards(folder, 0)
         write_index(folder, meta)
         return 0

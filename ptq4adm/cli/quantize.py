@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         weight_observer=args.weight_observer,
         activation=args.activation,
         activation_observer=args.observer,
+        protect_sensitive=not args.uniform,
         group_size=args.group_size,
         backend=args.backend,
         rounding=args.rounding,

@@ -31,6 +31,12 @@ def add_scheme_options(parser: argparse.ArgumentParser) -> None:
         help="bits of weights and activations (default: w4a8)",
     )
     add_layer_options(group)
+    group.add_argument(
+        "--uniform",
+        action="store_true",
+        help="4 bits for the layers that the model's family calls sensitive, too (default: those "
+        "few take 8)",
+    )
     sensitivity.add_budget_option(group)
     group.add_argument(
         "--sensitivity",

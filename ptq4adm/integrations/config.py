@@ -43,12 +43,13 @@ class PTQ4ADMConfig(QuantizationConfigMixin):
     """How diffusers is to quantize a UNet, or how one was quantized.
 
     Args:
-        scheme: as in `ptq4adm.QuantConfig`, like the eight that follow.
+        scheme: as in `ptq4adm.QuantConfig`, like the nine that follow.
         overrides: name pattern to scheme.
         weight_observer: how weight scales are chosen.
         activation: "dynamic" needs no calibration; "static" needs `calibration`.
         activation_observer: how a static scale follows from what was recorded.
         percentile: for the observer of that name.
+        protect_sensitive: 8 bits for the layers that the family's rules call sensitive.
         group_size: None or 64.
         backend: "auto" or the name of a backend.
         rounding: "nearest", or a method that needs `inputs`.
@@ -66,8 +67,9 @@ class PTQ4ADMConfig(QuantizationConfigMixin):
         overrides: Mapping[str, str] | None = None,
         weight_observer: str = "squared_error",
         activation: str = "dynamic",
-        activation_observer: str = "absmax",
+        activation_observer: str = "p2.4",
         percentile: float = 99.999,
+        protect_sensitive: bool = True,
         group_size: int | None = None,
         backend: str = "auto",
         rounding: str = "nearest",
@@ -82,6 +84,7 @@ class PTQ4ADMConfig(QuantizationConfigMixin):
             "activation": activation,
             "activation_observer": activation_observer,
             "percentile": percentile,
+            "protect_sensitive": protect_sensitive,
             "group_size": group_size,
             "backend": backend,
             "rounding": rounding,

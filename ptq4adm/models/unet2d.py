@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,6 +28,10 @@ _RULES = (
     Rule("*.time_emb_proj", "w8", "one row a step: weight-only, activations stay float"),
 )
 
+# sensitive layers together weigh at most this share: in a UNet of few levels the first and the last
+# are a large part of it, and 8 bits for them would cost what 4 bits saved
+_SENSITIVE_SHARE = 1 / 16
+
 
 class UNet2DAdapter:
     """A bare `UNet2DConditionModel`: it can be quantized and packed, not run from prompts."""
@@ -39,9 +44,32 @@ class UNet2DAdapter:
         unet: nn.Module = pipe
         return unet
 
-    def rules(self, denoiser: nn.Module) -> Sequence[Rule]:  # noqa: ARG002
-        """First and last convolution stay float, embeddings are weight-only int8."""
-        return _RULES
+    def rules(self, denoiser: nn.Module) -> Sequence[Rule]:
+        """First and last convolution stay float, embeddings are weight-only int8.
+
+        Sensitive are the shortcuts, then the convolutions of the last and of the first resolution,
+        as long as all of them are at most a sixteenth of the weights (docs/mixed-precision.md).
+        """
+        last = len(_children(denoiser, "up_blocks")) - 1
+        groups = (
+            ("*.conv_shortcut",),
+            (f"up_blocks.{last}.resnets.*.conv?",),
+            ("down_blocks.0.resnets.*.conv?", "down_blocks.0.downsamplers.*"),
+        )
+        weights = {n: p.numel() for n, p in denoiser.named_parameters() if n.endswith(".weight")}
+        room = _SENSITIVE_SHARE * sum(weights.values())
+        rules = []
+        for patterns in groups:
+            room -= sum(
+                count
+                for name, count in weights.items()
+                if any(fnmatchcase(name.removesuffix(".weight"), p) for p in patterns)
+            )
+            if room < 0:
+                break
+            reason = "sensitive: where most of the error of 4 bits comes from, and few weights"
+            rules += [Rule(pattern, "w8a8", reason, is_sensitive=True) for pattern in patterns]
+        return (*rules, *_RULES)
 
     def segments(self, denoiser: nn.Module) -> dict[str, tuple[int, int]]:
         """Shortcut convolutions of the up blocks: their input is [hidden states, skip].

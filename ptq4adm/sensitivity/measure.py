@@ -203,8 +203,10 @@ class _Sizes:
         config: QuantConfig,
         adapter: DenoiserAdapter | None,
     ) -> None:
+        # sensitive layers are what is measured best: no rule decides for them here
+        free_config = replace(config, protect_sensitive=False)
         plans: dict[str, QuantPlan] = {
-            scheme: plan(pipe, replace(config, scheme=scheme), calibration, adapter=adapter)
+            scheme: plan(pipe, replace(free_config, scheme=scheme), calibration, adapter=adapter)
             for scheme in SCHEMES
         }
         self.rows: dict[str, dict[str, PlanRow]] = {

@@ -20,6 +20,7 @@ FIELDS: dict[str, Any] = {
     "activation": "dynamic",
     "activation_observer": "percentile",
     "percentile": 99.0,
+    "protect_sensitive": False,
     "group_size": None,
     "backend": "reference",
     "rounding": "gptq",

@@ -118,8 +118,28 @@ def test_rules_keep_the_ends_float_and_embeddings_weight_only(pipe: TextToAudioP
     assert scheme("conv_in") == scheme("conv_out") == "float"
     assert scheme("time_embedding.linear_1") == scheme("class_embedding") == "w8"
     assert scheme("down_blocks.0.resnets.0.time_emb_proj") == "w8"
-    assert scheme("down_blocks.0.resnets.0.conv1") is None
-    assert scheme("up_blocks.0.resnets.0.conv_shortcut") is None
+    assert scheme("down_blocks.1.resnets.0.conv1") is None
+
+
+def test_sensitive_layers_are_few_and_the_shortcuts_come_first(pipe: TextToAudioPipeline) -> None:
+    def sensitive(unet: nn.Module) -> list[str]:
+        return [r.pattern for r in find_adapter(pipe).rules(unet) if r.is_sensitive]
+
+    audioldm = real_unet("audioldm-s", device="meta")
+    patterns = sensitive(audioldm)
+    assert patterns[:2] == ["*.conv_shortcut", "up_blocks.3.resnets.*.conv?"]
+    assert len(patterns) == 4
+    # two levels: each is a large part of it
+    assert sensitive(make_an_audio_unet(device="meta")) == ["*.conv_shortcut"]
+    for unet in (audioldm, make_an_audio_unet(device="meta")):
+        weights = {n.removesuffix(".weight"): p.numel() for n, p in unet.named_parameters()}
+        patterns = sensitive(unet)
+        share = sum(
+            count
+            for name, count in weights.items()
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        )
+        assert 0 < share <= sum(weights.values()) / 16
 
 
 def test_keys_and_values_of_text_are_weight_only(pipe: TextToAudioPipeline) -> None:
