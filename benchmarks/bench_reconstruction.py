@@ -59,7 +59,10 @@ class Variant:
 
 
 DEFAULT = ReconstructSettings()
+PROTECTED = {"protect_sensitive": True}  # the default of `quantize`
 VARIANTS = {
+    "nearest, sensitive layers W8A8": Variant(None, config=PROTECTED),
+    "reconstruct, sensitive layers W8A8": Variant(config=PROTECTED),
     "nearest": Variant(None),
     "nearest, budget 0.30": Variant(None, budget=0.30),
     "reconstruct": Variant(),
@@ -106,7 +109,8 @@ def measure(name: str, seed: int, work: Path, prompts: list[str]) -> dict[str, A
         sensitivity = ptq4adm.Sensitivity.load(SENSITIVITY)
         assignment = ptq4adm.assign_schemes(sensitivity, variant.budget)
     rounding = "nearest" if inputs is None else "reconstruct"
-    fields = {"rounding": rounding, "activation_observer": "p2.4", **variant.config}
+    base = {"rounding": rounding, "activation_observer": "p2.4", "protect_sensitive": False}
+    fields: dict[str, Any] = {**base, **variant.config}
     config, start = ptq4adm.QuantConfig(**fields), time.monotonic()
     done = ptq4adm.quantize(
         pipe, config, calibration, inputs=inputs, assignment=assignment, progress=False
