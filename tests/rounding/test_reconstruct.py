@@ -28,7 +28,7 @@ PROMPTS = ["a dog barks", "a bell rings"]
 FEW = {"*": "float", "down_blocks.0.resnets.0.conv*": "w4a8", "up_blocks.1.resnets.0.*": "w4a8"}
 FEW |= {"mid_block.attentions.*": "w4a8", "*.time_emb_proj": "float"}
 FEW |= {"mid_block.resnets.0.conv1": "w8a8"}
-SHORT = ReconstructSettings(steps=24)
+SHORT = ReconstructSettings(steps=24, rate=3e-3)
 
 
 @pytest.fixture(scope="module")
