@@ -23,7 +23,9 @@ from ptq4adm.prompts import AugmentSettings, augment_prompts, find_domain
 from ptq4adm.prompts.generator import make_pool
 from ptq4adm.sensitivity import Sensitivity, assign_schemes, resize
 
-SIZE = 64  # (prompt, step) pairs that a strategy chooses, and that a rounding sees
+SIZE = 64  # (prompt, step) pairs that a strategy chooses
+# pairs that a rounding sees, and how they are chosen
+INPUTS = {"gptq": ("activation-aware", 64), "reconstruct": ("uniform-steps", 1024)}
 POOL_PROMPTS = 64  # prompts that they are chosen from
 PROMPTS = 16  # of a set of prompts: as many as are listed
 _CORRECTION_SEED = 1_000_000
@@ -56,6 +58,8 @@ class Variant:
             # with the defaults: clips of other defaults are other clips
             config = ptq4adm.QuantConfig(**dict(self.config)).to_dict()
         about = asdict(self) | {"group": "", "config": config, "pairs": SIZE}
+        if config is not None and config["rounding"] in INPUTS:
+            about["inputs"] = INPUTS[config["rounding"]]
         content = json.dumps(about, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
@@ -63,6 +67,7 @@ class Variant:
 UNIFORM = {"protect_sensitive": False}
 ABSMAX = {"activation_observer": "absmax"}
 GPTQ = {"rounding": "gptq"}
+TRAINED = {"rounding": "reconstruct"}
 _BASELINE, _OPTION, _BUDGET, _SET, _PROMPTS = (
     "baseline",
     "one option",
@@ -80,11 +85,14 @@ VARIANTS: dict[str, Variant] = {
     "uniform, dynamic scales": Variant(_OPTION, UNIFORM | {"activation": "dynamic"}),
     "uniform, step correction": Variant(_OPTION, UNIFORM, is_corrected=True),
     "uniform, GPTQ": Variant(_OPTION, UNIFORM | GPTQ),
+    "uniform, reconstruction": Variant(_OPTION, UNIFORM | TRAINED),
     "W4A8, groups of 64": Variant(_OPTION, {"group_size": 64}),
     "W4A8, GPTQ": Variant(_OPTION, GPTQ),
+    "W4A8, reconstruction": Variant(_OPTION, TRAINED),
     "budget 0.29": Variant(_BUDGET, budget=0.29),
     "budget 0.30": Variant(_BUDGET, budget=0.30),
     "budget 0.30, GPTQ": Variant(_BUDGET, GPTQ, budget=0.30),
+    "budget 0.30, reconstruction": Variant(_BUDGET, TRAINED, budget=0.30),
     "budget 0.35": Variant(_BUDGET, budget=0.35),
     "budget 0.40": Variant(_BUDGET, budget=0.40),
     "all pairs": Variant(_SET, prompts="pool"),
@@ -136,7 +144,7 @@ class Maker:
             calibration, seconds = self._calibration(pipe, variant)
         inputs = None
         if config.rounding != "nearest":
-            inputs, more = self._inputs(pipe)
+            inputs, more = self._inputs(pipe, config.rounding)
             seconds += more
         start = time.monotonic()
         assignment = None
@@ -153,17 +161,19 @@ class Maker:
             )
         return pipe, Cost(seconds + time.monotonic() - start, _peak_mb())
 
-    def _inputs(self, pipe: ptq4adm.TextToAudioPipeline) -> tuple[Path, float]:
+    def _inputs(self, pipe: ptq4adm.TextToAudioPipeline, rounding: str) -> tuple[Path, float]:
         """What a rounding looks at: pairs of the pool, whatever the ranges are recorded of."""
-        path, times = self.work / "inputs.safetensors", self.work / "inputs.json"
+        strategy, size = INPUTS[rounding]
+        path = self.work / f"inputs-{rounding}.safetensors"
+        times = path.with_suffix(".json")
         if not times.is_file():
             start = time.monotonic()
             ptq4adm.calibrate(
                 pipe,
                 self._prompts(pipe, "pool"),
                 seed=2000,
-                strategy="activation-aware",
-                size=SIZE,
+                strategy=strategy,
+                size=size,
                 inputs=path,
                 progress=False,
             )
