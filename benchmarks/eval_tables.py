@@ -12,7 +12,20 @@ from ptq4adm.bench import read_rows
 
 Row = dict[str, str]
 _FLOAT = "float"
-SHORT = ("float", "W8A8", "W4A8", "W4A8, uniform", "W4A8, reconstruction", "budget 0.30")
+# short name to the group of eval_variants.py
+GROUPS = {
+    "baseline": "baseline",
+    "options": "one option",
+    "budget": "size budget",
+    "sets": "calibration set",
+    "prompts": "calibration prompts",
+}
+_SHORT = ("float", "W8A8", "W4A8", "W4A8, uniform", "W4A8, reconstruction", "budget 0.30")
+
+
+def short_table(results: Path) -> str:
+    """The variants that a first reader asks for."""
+    return comparison(results, list(GROUPS.values()), _SHORT)
 
 
 def comparison(results: Path, groups: Sequence[str], names: Sequence[str] | None = None) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import calibration_tables
 import cpu_tables
+import eval_tables
 import option_tables
 import prompt_tables
 import reconstruction_tables
@@ -79,45 +80,10 @@ def _step(row: dict[str, str]) -> str:
     return f"{float(row['float_step_s']):.2f} s / {float(row['w4a8_step_s']):.2f} s"
 
 
-def quality_table() -> str:
-    """Paired quality of the shipped pipeline: newest row of each variant."""
-    newest = {row["variant"]: row for row in read_rows(RESULTS / "quality.csv")}
-    header = [
-        "shipped pipeline",
-        "UNet MB",
-        "latent SQNR, median (least)",
-        "log-mel distance, median",
-        "same class as the float clip",
-        "right class",
-    ]
-    lines = []
-    for row in newest.values():
-        start = [row["variant"], f"{float(row['unet_mb']):.1f}"]
-        right = f"{100 * float(row['right_class']):.0f} %"
-        if row["variant"] == "float":
-            lines.append([*start, "", "", "", right])
-            continue
-        lines.append(
-            [
-                *start,
-                f"{float(row['sqnr_median_db']):.1f} ({float(row['sqnr_min_db']):.1f}) dB",
-                f"{float(row['mel_median_db']):.2f} dB",
-                f"{100 * float(row['same_class']):.0f} %",
-                right,
-            ]
-        )
-    last = list(newest.values())[-1]
-    note = (
-        f"{last['clips']} held-out prompts, each with the float clip's seed; "
-        f"`benchmarks/bench_quality.py`; {_where(last)}."
-    )
-    return markdown(header, lines, note)
-
-
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "size": size_table,
-        "quality": quality_table,
+        "quality": lambda: eval_tables.short_table(RESULTS),
         "cpu-kernels": lambda: cpu_tables.kernel_table(RESULTS),
         "cpu-unet": lambda: cpu_tables.unet_table(RESULTS),
     },
@@ -134,6 +100,10 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "options-buckets": lambda: option_tables.buckets_table(RESULTS),
         "options-balance": lambda: option_tables.balance_table(RESULTS),
         "options-correction": lambda: option_tables.correction_table(RESULTS),
+    },
+    "docs/quality.md": {
+        f"eval-{name}": lambda group=group: eval_tables.comparison(RESULTS, [group])
+        for name, group in eval_tables.GROUPS.items()
     },
     "docs/reconstruction.md": {
         "reconstruction": lambda: reconstruction_tables.variant_table(RESULTS),
