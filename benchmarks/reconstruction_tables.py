@@ -16,7 +16,7 @@ def variant_table(results: Path) -> str:
     variants: dict[str, dict[str, Row]] = {}
     for row in read_rows(results / "reconstruction.csv"):
         variants.setdefault(row["variant"], {})[row["seed"]] = row
-    header = ["4-bit integers", "pairs", "steps", "UNet of FP16"]
+    header = ["4-bit integers", "pairs", "steps", "rate", "UNet of FP16"]
     header += ["SQNR median, dB", "least, dB", "s", "peak MiB"]
     lines = [
         _line(name, [seeds[seed] for seed in sorted(seeds)]) for name, seeds in variants.items()
@@ -42,6 +42,7 @@ def _line(name: str, rows: list[Row]) -> list[str]:
         name,
         first["pairs"],
         first.get("steps") or "",
+        first.get("rate") or "",
         f"{float(first['size_ratio']):.3f}",
         listed("sqnr_median_db", 1),
         listed("sqnr_min_db", 1),

@@ -22,6 +22,7 @@ from ptq4adm.config import QuantConfig, Scheme
 from ptq4adm.errors import (
     CalibrationError,
     CalibrationMismatchError,
+    ConfigError,
     MissingComponentError,
     NonFiniteError,
 )
@@ -36,7 +37,7 @@ from ptq4adm.packing.folders import atomic_folder
 from ptq4adm.protocols import DenoiserAdapter
 from ptq4adm.quant.layers import quantizable_layers
 from ptq4adm.quant.plan import PlanRow, QuantPlan, choose_schemes, plan_row
-from ptq4adm.rounding import LayerTask, Replay, ShiftedRows
+from ptq4adm.rounding import LayerTask, Replay, Rounder, ShiftedRows
 from ptq4adm.rounding.methods import ROUNDERS
 
 __all__ = [
@@ -84,6 +85,7 @@ def quantize(
     calibration: Calibration | None = None,
     *,
     inputs: ChosenInputs | str | Path | None = None,
+    rounder: Rounder | None = None,
     progress: bool = True,
     assignment: Mapping[str, str] | None = None,
     adapter: DenoiserAdapter | None = None,
@@ -99,6 +101,7 @@ def quantize(
         calibration: of this very model; not needed with `activation="dynamic"`.
         inputs: what `calibrate(..., inputs=FILE)` kept of this very model, or its file; needed for
             every `rounding` but "nearest".
+        rounder: the method that `config.rounding` names, with other settings than its default.
         progress: show a bar on a terminal.
         assignment: layer to scheme, of `ptq4adm.assign_schemes`; the config's overrides win over
             it.
@@ -115,10 +118,13 @@ def quantize(
         PatternError: if an override matches no layer, or an assigned layer does not exist.
         UnsupportedLayerError: if an override asks for what a layer cannot be.
         BackendUnavailableError: if the named backend cannot run here.
-        ConfigError: if the model is quantized already.
+        ConfigError: if the model is quantized already, or a rounder is given for "nearest".
     """
     job = _Job(pipe, config or QuantConfig(), calibration, adapter, assignment or {})
+    if rounder is not None and job.config.rounding == "nearest":
+        raise ConfigError("rounder: config.rounding is 'nearest', which has none; name its method")
     job.check(inputs)
+    job.rounder = rounder
     result = job.plan()
     job.apply(result, progress)
     logger.info("quantized %s: %s", type(job.denoiser).__name__, result.summary())
@@ -234,6 +240,7 @@ class _Job:
         self.layers = quantizable_layers(self.denoiser)
         self.segments = self.adapter.segments(self.denoiser)
         self.inputs: ChosenInputs | None = None
+        self.rounder: Rounder | None = None
         if self.calibration is not None:
             self.calibration.check(self.denoiser)
             self._check_segments(self.calibration)
@@ -290,7 +297,9 @@ class _Job:
             result.rows, desc="quantize", unit="layer", disable=None if progress else True
         ):
             try:
-                replacements[row.name] = self._replacement(row, step)
+                replacements[row.name] = planned_layer(
+                    self.layers[row.name], row, self.config, self.calibration, step
+                )
             except NonFiniteError as error:
                 raise NonFiniteError(f"layer {row.name!r}: {error}") from error
         self._round(result, replacements, progress)
@@ -325,7 +334,7 @@ class _Job:
                 buckets=None if static is None else static.buckets,
             )
             tasks.append(task)
-        rounder = ROUNDERS[self.config.rounding]
+        rounder = self.rounder or ROUNDERS[self.config.rounding]
         replay = Replay(self.inputs, guidance=self._guidance())
         found = rounder(self.denoiser, tasks, replay, progress=progress)
         for task in tasks:
@@ -345,9 +354,6 @@ class _Job:
             return self.adapter.sampling_defaults(self.pipe).guidance
         except MissingComponentError:
             return None
-
-    def _replacement(self, row: PlanRow, step: StepIndex | None) -> StorageLayer:
-        return planned_layer(self.layers[row.name], row, self.config, self.calibration, step)
 
     def _step(self) -> StepIndex | None:
         if self.config.activation != "static" or self.calibration is None:

@@ -251,15 +251,14 @@ def test_quantize_puts_in_what_was_trained(
         kept.update(reconstruct(*args, settings=replace(SHORT, steps=4), **options))  # type: ignore[arg-type]
         return kept
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ROUNDERS, "reconstruct", short)  # type: ignore[arg-type]
-        ptq4adm.quantize(
-            pipe,
-            QuantConfig(rounding="reconstruct", overrides=FEW),
-            recorded[0],
-            inputs=recorded[1],
-            progress=False,
-        )
+    ptq4adm.quantize(
+        pipe,
+        QuantConfig(rounding="reconstruct", overrides=FEW),
+        recorded[0],
+        inputs=recorded[1],
+        rounder=short,  # type: ignore[arg-type]
+        progress=False,
+    )
     modules = dict(pipe.unet.named_modules())
     assert kept
     for name, rows in kept.items():
@@ -269,6 +268,14 @@ def test_quantize_puts_in_what_was_trained(
 
 
 # --- what is refused ----------------------------------------------------------------------------
+
+
+def test_a_rounder_needs_a_rounding_that_has_one(
+    pipe: TextToAudioPipeline, recorded: tuple[Calibration, ChosenInputs]
+) -> None:
+    with pytest.raises(ConfigError, match=r"rounder: .* 'nearest', which has none"):
+        ptq4adm.quantize(pipe, QuantConfig(), recorded[0], rounder=reconstruct, progress=False)
+    assert isinstance(pipe.unet.conv_in, nn.Conv2d)
 
 
 def test_halves_need_their_guidance(
