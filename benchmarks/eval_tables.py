@@ -45,7 +45,7 @@ def comparison(results: Path, groups: Sequence[str], names: Sequence[str] | None
     if not rows:
         return NOT_MEASURED
     embedding = rows[0]["embedding"]
-    header = ["variant", "UNet of float16", f"FD, {embedding}", "more than float", "KD x 1000"]
+    header = ["variant", "UNet of float16", f"FD, {embedding}", "more than float", "FD to float"]
     header += ["right class", "latent SQNR, dB", "mel distance, dB", "minutes to make"]
     half = float(next(r["unet_mb"] for r in newest.values() if r["variant"] == _FLOAT))
     lines = []
@@ -60,8 +60,8 @@ def comparison(results: Path, groups: Sequence[str], names: Sequence[str] | None
     commits = sorted({row["made_by"] for row in rows})
     note = (
         f"{last['clips']} clips a variant and seed, {seeds} seeds: their mean (least to greatest). "
-        "FD and KD against the real clips of the same captions; SQNR (median over clips, least of "
-        "all clips) and mel distance against the float model's clip of the same noise. "
+        "FD against the real clips of the same captions; FD to the float model's clips, SQNR "
+        "(median over clips, least of all clips) and mel distance of the same noise. "
         f"`benchmarks/eval_quality.py`; {last['device']}, commit {', '.join(commits)}, "
         f"{last['date']} UTC."
     )
@@ -72,7 +72,7 @@ def _figures(rows: Sequence[Row]) -> list[str]:
     cells = [_spread(rows, "fd", ".2f")]
     is_float = not rows[0].get("fd_increase")
     cells.append("" if is_float else _spread(rows, "fd_increase", "+.1%"))
-    cells.append(_spread(rows, "kd", ".1f", 1000.0))
+    cells.append("" if is_float else _spread(rows, "fd_to_float", ".2f"))
     cells.append(f"{_mean(rows, 'right_class'):.1%}")
     if is_float:
         return [*cells, "", "", ""]
@@ -82,8 +82,8 @@ def _figures(rows: Sequence[Row]) -> list[str]:
     return [*cells, f"{_mean(rows, 'seconds') / 60:.1f}"]
 
 
-def _spread(rows: Sequence[Row], column: str, form: str, factor: float = 1.0) -> str:
-    values = [factor * float(row[column]) for row in rows]
+def _spread(rows: Sequence[Row], column: str, form: str) -> str:
+    values = [float(row[column]) for row in rows]
     mean = f"{statistics.mean(values):{form}}"
     return f"{mean} ({min(values):{form}} to {max(values):{form}})"
 

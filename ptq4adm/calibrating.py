@@ -37,6 +37,8 @@ from ptq4adm.protocols import DenoiserAdapter
 logger = logging.getLogger(__name__)
 
 DEFAULT_BUCKETS = 10
+# unless told: scales belong to buckets of timesteps, and more steps fall into the same ones
+MOST_STEPS = 25
 
 
 def calibrate(  # noqa: PLR0913 - how prompts are run is one flat list of numbers
@@ -63,7 +65,7 @@ def calibrate(  # noqa: PLR0913 - how prompts are run is one flat list of number
     Args:
         pipe: the pipeline; it is not changed.
         prompts: None for the listed ones of `ptq4adm.calibration.default_prompts`.
-        steps: denoising steps; None for the pipeline's own number.
+        steps: denoising steps; None for the pipeline's own number, at most 25.
         guidance: classifier-free guidance scale; None for the pipeline's own.
         seed: prompt i starts from the noise of seed + i; also the seed of the choice.
         buckets: timestep buckets with their own scales; None for ten, or one a step if there are
@@ -98,7 +100,7 @@ def calibrate(  # noqa: PLR0913 - how prompts are run is one flat list of number
         )
     adapter = adapter or find_adapter(pipe)
     defaults = adapter.sampling_defaults(pipe)
-    steps = defaults.steps if steps is None else steps
+    steps = min(defaults.steps, MOST_STEPS) if steps is None else steps
     settings = RunSettings(
         steps=steps,
         guidance=defaults.guidance if guidance is None else guidance,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import ptq4adm
 from ptq4adm.calibration import STRATEGIES, ChosenInputs, SelectionSettings
 from ptq4adm.cli import main
 from ptq4adm.errors import ConfigError
+from ptq4adm.protocols import SamplingDefaults
 
 PROMPTS = ["a dog barks", "a bell rings", "rain"]
 
@@ -138,3 +140,11 @@ def test_the_command_knows_every_strategy() -> None:
     from ptq4adm.cli.quantize import _STRATEGIES
 
     assert tuple(STRATEGIES) == _STRATEGIES
+
+
+def test_of_many_steps_twenty_five_stand_for_all(pipe: ptq4adm.TextToAudioPipeline) -> None:
+    pipe = replace(pipe, defaults=SamplingDefaults(steps=200, guidance=1.0))
+    found = ptq4adm.calibrate(pipe, ["a dog barks"], progress=False)
+    assert (found.meta.steps, found.meta.buckets) == (25, 10)
+    # every bucket of the 200 steps has scales
+    assert all(found.buckets.calibrated)

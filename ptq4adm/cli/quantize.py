@@ -214,11 +214,12 @@ def _calibrate(
     prompts: Sequence[str] | None,
     planned: QuantPlan,
 ) -> Calibration:
+    from ptq4adm.calibrating import MOST_STEPS
     from ptq4adm.calibration import default_prompts
     from ptq4adm.quantization import calibrate
 
     texts = default_prompts() if prompts is None else list(prompts)
-    steps = pipe.defaults.steps if args.steps is None else args.steps
+    steps = min(pipe.defaults.steps, MOST_STEPS) if args.steps is None else args.steps
     buckets = min(BUCKETS, steps) if args.buckets is None else args.buckets
     if not args.quiet:
         batches = -(-len(texts) // args.batch)

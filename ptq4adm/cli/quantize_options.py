@@ -86,7 +86,10 @@ def add_calibration_options(parser: argparse.ArgumentParser) -> None:
         "others that cover what is missing (see: ptq4adm prompts)",
     )
     group.add_argument(
-        "--steps", type=whole_number, metavar="N", help="denoising steps (default: the pipeline's)"
+        "--steps",
+        type=whole_number,
+        metavar="N",
+        help="denoising steps (default: the pipeline's, at most 25)",
     )
     group.add_argument(
         "--guidance", type=float, metavar="G", help="guidance scale (default: the pipeline's)"
