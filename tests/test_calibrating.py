@@ -137,7 +137,7 @@ class TestCommand:
 
 
 def test_the_command_knows_every_strategy() -> None:
-    from ptq4adm.cli.quantize import _STRATEGIES
+    from ptq4adm.cli.quantize_options import _STRATEGIES
 
     assert tuple(STRATEGIES) == _STRATEGIES
 
