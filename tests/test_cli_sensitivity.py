@@ -77,6 +77,22 @@ def test_a_budget_is_planned_from_the_file_with_its_reason(
     assert not reasons["conv_in"].startswith("integer program")
 
 
+def test_a_budget_that_sensitive_layers_at_8_bits_would_not_fit_can_be_met(
+    file: Path, tiny_pipeline: Path, float_pipe: ptq4adm.TextToAudioPipeline
+) -> None:
+    overrides = {"*.attentions.*": "w4a8", "down_blocks.*": "w4a8"}
+    uniform, protected = (
+        ptq4adm.plan(
+            float_pipe, ptq4adm.QuantConfig(overrides=overrides, protect_sensitive=protects)
+        ).bytes_after
+        for protects in (False, True)
+    )
+    assert uniform < protected
+    budget = str(uniform / 1e6)  # in MB
+    arguments = ["--dry-run", "--budget", budget, "--sensitivity", str(file)]
+    assert main(["quantize", str(tiny_pipeline), *arguments, *FEW]) == 0
+
+
 def test_quantize_measures_assigns_corrects_and_writes(
     tiny_pipeline: Path, prompts_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +126,24 @@ def test_a_budget_that_cannot_be_met_is_refused_before_anything_runs(
         error = capsys.readouterr().err
         assert "cannot be reached; the smallest that can is 0." in error
     assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_end_well_is_refused_before_anything_runs(
+    tiny_pipeline: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ran(*_: object, **__: object) -> None:
+        raise AssertionError("calibrated before the options were looked at")
+
+    monkeypatch.setattr("ptq4adm.quantization.calibrate", ran)
+    for arguments, message in (
+        (["-o", str(tmp_path)], "is a folder; name a file"),
+        (["-o", str(tmp_path / "s.json"), "--backend", "nonsense"], "nonsense"),
+    ):
+        assert main(["sensitivity", str(tiny_pipeline), *arguments, "--quiet"]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_options_that_do_not_fit_are_wrong_command_lines(

@@ -23,6 +23,7 @@ from ptq4adm.cli.options import (
     whole_number,
 )
 from ptq4adm.config import QuantConfig
+from ptq4adm.errors import OutputError
 
 if TYPE_CHECKING:
     from ptq4adm.calibration import Calibration
@@ -105,9 +106,16 @@ def run(args: argparse.Namespace) -> int:
     prompts = None if args.prompts is None else read_prompts(args.prompts)
 
     from ptq4adm.models.components import check_device
+    from ptq4adm.ops import resolve_backend
     from ptq4adm.quantization import calibrate, load_pipeline
 
+    # everything that can be refused is refused before the minutes of measuring
+    if args.output.is_dir():
+        raise OutputError(
+            f"{args.output}: is a folder; name a file, such as {args.output / 'sensitivity.json'}"
+        )
     check_device(args.device)
+    resolve_backend(args.backend, args.device)
     set_threads(args.threads)
     start = time.monotonic()
     pipe = load_pipeline(model_folder(args.model), device=args.device, **original_options(args))
@@ -186,7 +194,8 @@ def check_budget(
     from ptq4adm.quantization import plan
     from ptq4adm.sensitivity import budget_bytes
 
-    smallest = plan(pipe, replace(config, scheme="w4a8"), calibration)
+    # a budget decides for the sensitive layers, too
+    smallest = plan(pipe, replace(config, scheme="w4a8", protect_sensitive=False), calibration)
     budget_bytes(args.budget, smallest.bytes_before, smallest.bytes_after)
 
 
