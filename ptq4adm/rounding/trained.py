@@ -102,8 +102,9 @@ class TrainedTwin:
 
     def _forward(self, task: LayerTask, layer: nn.Module) -> Any:
         def forward(x: Tensor) -> Tensor:
-            weight = self._made[task.name]
             y = round_input(task, x, self._timestep)
+            # trained in float32, whatever the model computes in
+            weight = self._made[task.name].to(y.dtype)
             if isinstance(layer, nn.Conv2d):
                 return functional.conv2d(
                     y, weight, layer.bias, layer.stride, layer.padding, layer.dilation

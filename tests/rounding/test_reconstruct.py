@@ -224,7 +224,7 @@ def test_it_brings_the_output_nearer_and_changes_no_format(
     assert all("forward" not in vars(m) for m in float_pipe.unet.modules())
 
 
-def test_a_seed_decides_and_inference_mode_does_not(
+def test_a_seed_decides_and_no_grad_does_not(
     float_pipe: TextToAudioPipeline, recorded: tuple[Calibration, ChosenInputs]
 ) -> None:
     tasks, replay = make_tasks(float_pipe, recorded), Replay(recorded[1], batch=1, guidance=3.0)
@@ -239,6 +239,21 @@ def test_a_seed_decides_and_inference_mode_does_not(
     assert all(torch.equal(runs[0][n].w_scale, runs[1][n].w_scale) for n in names)
     assert all(torch.equal(runs[0][n].w_q, runs[1][n].w_q) for n in names)
     assert any(not torch.equal(runs[0][n].w_scale, runs[2][n].w_scale) for n in names)
+
+
+def test_a_model_of_half_precision_is_trained_in_float32(
+    pipe: TextToAudioPipeline, recorded: tuple[Calibration, ChosenInputs]
+) -> None:
+    inputs = recorded[1]
+    tasks = make_tasks(pipe, recorded)
+    half = pipe.unet.to(torch.bfloat16)
+    arguments = {name: t.to(torch.bfloat16) for name, t in inputs.arguments.items()}
+    given = replace(inputs, sample=inputs.sample.to(torch.bfloat16), arguments=arguments)
+    replay = Replay(given, guidance=3.0)
+    found = reconstruct(half, tasks, replay, progress=False, settings=replace(SHORT, steps=3))
+    trained = [task for task in tasks if task.bits == 4]
+    assert all(found[task.name].w_scale.dtype == torch.float32 for task in trained)
+    assert any(not torch.equal(found[t.name].w_scale, t.start.w_scale) for t in trained)
 
 
 def test_quantize_puts_in_what_was_trained(
