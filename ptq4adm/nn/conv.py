@@ -19,6 +19,7 @@ from ptq4adm.nn.storage import check_float_layer
 from ptq4adm.nn.timestep import StepIndex
 from ptq4adm.ops.arguments import Conv2dKeywords
 from ptq4adm.packing.layout import KLayout
+from ptq4adm.quant.layers import conv_padding
 
 Self = TypeVar("Self", bound="QuantizedConv2d")
 Pair = tuple[int, int]
@@ -61,7 +62,7 @@ class ConvShape:
             layer.out_channels,
             _pair(layer.kernel_size),
             _pair(layer.stride),
-            _padding(layer),
+            conv_padding(layer),
             _pair(layer.dilation),
             layer.groups,
         )
@@ -327,15 +328,3 @@ class W8A8Conv2d(QuantizedConv2d):
 def _pair(values: tuple[int, ...]) -> Pair:
     rows, columns = values
     return rows, columns
-
-
-def _padding(layer: nn.Conv2d) -> Pair:
-    if layer.padding == "valid":
-        return 0, 0
-    if layer.padding == "same":
-        rows, columns = (
-            d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
-        )
-        return rows, columns
-    assert not isinstance(layer.padding, str)
-    return _pair(layer.padding)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ptq4adm.errors import NonFiniteError
 from ptq4adm.ops.reference import quantize_int8
 from ptq4adm.packing.layout import weight_to_rows
+from ptq4adm.quant.layers import conv_padding
 from ptq4adm.rounding.task import LayerTask
 
 
@@ -54,12 +55,11 @@ def columns(task: LayerTask, x: Tensor, most: int, seed: int) -> Tensor:
     if isinstance(layer, nn.Linear):
         found = x.reshape(x.shape[0], -1, x.shape[-1])  # [B, L, K]
         return found[:, _kept(found.shape[1], most, seed, x.device)].flatten(0, 1)
-    assert not isinstance(layer.padding, str)
     unfolded = nn.functional.unfold(
         x,
         layer.kernel_size,
         dilation=layer.dilation,
-        padding=layer.padding,
+        padding=conv_padding(layer),
         stride=layer.stride,
     )  # [B, K, L]
     kept = unfolded[:, :, _kept(unfolded.shape[2], most, seed, x.device)]

@@ -56,6 +56,8 @@ LAYERS = [
     (nn.Conv2d(5, 3, 3, stride=2, padding=1), (2, 3), (2, 5, 7, 6)),
     (nn.Conv2d(70, 3, (3, 1), padding=(1, 0), dilation=(2, 1)), (70,), (2, 70, 8, 3)),
     (nn.Conv2d(6, 3, 1), (6,), (1, 6, 2, 2)),
+    (nn.Conv2d(6, 3, 3, padding="same", dilation=2), (6,), (1, 6, 5, 4)),
+    (nn.Conv2d(6, 3, 3, padding="valid"), (6,), (1, 6, 5, 4)),
     (nn.Linear(65, 4), (65,), (2, 5, 65)),
     (nn.Linear(6, 4), (4, 2), (3, 6)),
 ]
