@@ -107,8 +107,9 @@ def round_layer(task: LayerTask, moments: Moments, settings: GptqSettings) -> Qu
     if moments.count == 0:
         return task.start
     has_shift = settings.has_bias_shift and task.layer.bias is not None
-    given, moments = moments, moments.centred() if has_shift else moments
-    rows = weight_to_rows(task.layer.weight.detach().to(torch.float32), task.layout)
+    if has_shift:
+        moments = moments.centred()
+    rows = float_rows = weight_to_rows(task.layer.weight.detach().to(torch.float32), task.layout)
     if moments.cross is not None:
         rows = shift_target(rows, moments.hessian, moments.cross, damp=settings.damp)
     start = task.start
@@ -130,6 +131,5 @@ def round_layer(task: LayerTask, moments: Moments, settings: GptqSettings) -> Qu
     )
     if not has_shift:
         return found
-    float_rows = weight_to_rows(task.layer.weight.detach().to(torch.float32), task.layout)
-    shift = float_rows @ given.given_mean - found.dequantize() @ given.mean
+    shift = float_rows @ moments.given_mean - found.dequantize() @ moments.mean
     return ShiftedRows(found.w_q, found.w_scale, found.w_mult, shift)
