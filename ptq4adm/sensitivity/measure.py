@@ -8,6 +8,7 @@ One layer at a time is packed as `quantize` would pack it, run, and taken out ag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ptq4adm.calibration import Calibration, ChosenInputs
 from ptq4adm.config import QuantConfig
-from ptq4adm.errors import CalibrationError, ConfigError
+from ptq4adm.errors import CalibrationError, ConfigError, NonFiniteError
 from ptq4adm.models import find_adapter
 from ptq4adm.nn import StepIndex, attach_step_hook
 from ptq4adm.nn.replace import replace_layers
@@ -62,6 +63,7 @@ def measure_sensitivity(
         CalibrationError: if activations are to be static and there is no calibration, or no layer
             is free to take several schemes.
         CalibrationMismatchError: if calibration or inputs are another model's.
+        NonFiniteError: if an activation or an error is NaN or infinite.
         UncalibratedStepError: if inputs are of a timestep without scales.
     """
     model = _Model(pipe, calibration, inputs, config or QuantConfig(), adapter)
@@ -154,6 +156,7 @@ def output_error(
 
     Raises:
         ConfigError: if a layer is not free to take several schemes.
+        NonFiniteError: if an activation or an error is NaN or infinite.
     """
     model = _Model(pipe, calibration, inputs, config or QuantConfig(), None)
     unknown = sorted(set(schemes) - set(model.layers))
@@ -300,6 +303,12 @@ class _OutputErrors:
                 signal = expected.square().flatten(1).sum(dim=1)
                 noise = (found - expected).square().flatten(1).sum(dim=1)
                 total += float((noise / signal).sum())
+        if not math.isfinite(total):
+            raise NonFiniteError(
+                f"the output error with {dict(schemes)} is {total}: the float model's prediction "
+                "is zero, NaN or infinite, or that of the quantized layers is; record inputs of a "
+                "run that ends well"
+            )
         return total / self.pairs
 
     @torch.no_grad()

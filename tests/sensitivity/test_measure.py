@@ -15,6 +15,7 @@ from ptq4adm.errors import (
     CalibrationError,
     CalibrationMismatchError,
     ConfigError,
+    NonFiniteError,
     UncalibratedStepError,
 )
 from ptq4adm.sensitivity import assign_schemes, measure_sensitivity, output_error
@@ -173,6 +174,17 @@ def test_other_models_missing_scales_and_nothing_to_choose_are_refused(
         measure(config=QuantConfig(overrides={"*": "w8a8", "conv_out": "float"}))
     with pytest.raises(UncalibratedStepError):
         measure(inputs=replace(inputs, timesteps=inputs.timesteps + 1000))
+
+
+def test_an_error_that_is_no_number_is_refused(
+    pipe: TextToAudioPipeline, inputs: ChosenInputs
+) -> None:
+    torch.nn.init.zeros_(pipe.unet.conv_out.weight)
+    torch.nn.init.zeros_(pipe.unet.conv_out.bias)
+    given = replace(inputs, fingerprint=ptq4adm.calibration.fingerprint(pipe.unet))
+    config = replace(CONFIG, activation="dynamic")
+    with pytest.raises(NonFiniteError, match="the float model's prediction"):
+        measure_sensitivity(pipe, None, given, config, pairs=1, progress=False)
 
 
 def test_dynamic_scales_need_no_calibration(
