@@ -75,7 +75,10 @@ def add_command(commands: Any) -> None:
         help=f"activation scales, as of quantize (default: {QuantConfig.activation_observer})",
     )
     parser.add_argument(
-        "--steps", type=whole_number, metavar="N", help="denoising steps (default: the pipeline's)"
+        "--steps",
+        type=whole_number,
+        metavar="N",
+        help="denoising steps (default: the pipeline's, at most 25)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the first prompt (default: 0)")
     add_original_options(parser)
