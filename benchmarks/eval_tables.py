@@ -35,6 +35,10 @@ def comparison(results: Path, groups: Sequence[str], names: Sequence[str] | None
         results: folder of the rows.
         groups: of variants, in this order.
         names: of variants; None for all of the groups.
+
+    Raises:
+        SystemExit: if rows are of different numbers of clips, which the distances depend on, or the
+            float model has none.
     """
     path = results / "quality-eval.csv"
     if not path.is_file():
@@ -44,17 +48,25 @@ def comparison(results: Path, groups: Sequence[str], names: Sequence[str] | None
     rows = [row for row in rows if names is None or row["variant"] in names]
     if not rows:
         return NOT_MEASURED
+    counts = sorted({row["clips"] for row in rows})
+    if len(counts) > 1:
+        raise SystemExit(
+            f"{path.name}: rows of {' and of '.join(counts)} clips do not compare; run "
+            "eval_quality.py again for all of these variants"
+        )
+    sizes = [float(row["unet_mb"]) for row in newest.values() if row["variant"] == _FLOAT]
+    if not sizes:
+        raise SystemExit(f"{path.name}: no rows of the float model; run eval_quality.py for it")
     embedding = rows[0]["embedding"]
     header = ["variant", "UNet of float16", f"FD, {embedding}", "more than float", "FD to float"]
     header += ["right class", "latent SQNR, dB", "mel distance, dB", "minutes to make"]
-    half = float(next(r["unet_mb"] for r in newest.values() if r["variant"] == _FLOAT))
     lines = []
     order = dict.fromkeys(
         row["variant"] for group in groups for row in rows if row["group"] == group
     )
     for name in order:
         mine = [r for r in rows if r["variant"] == name and r["embedding"] == embedding]
-        lines.append([name, f"{float(mine[0]['unet_mb']) / half:.3f}", *_figures(mine)])
+        lines.append([name, f"{float(mine[0]['unet_mb']) / sizes[0]:.3f}", *_figures(mine)])
     last = rows[-1]
     seeds = len({row["seed"] for row in rows})
     commits = sorted({row["made_by"] for row in rows})

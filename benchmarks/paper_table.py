@@ -7,7 +7,8 @@
 For people who have the weights (docs/models says where they are) and the clips: `--captions` is a
 CSV file with the columns `file` and `caption`, one row a clip of the folder `--real`. Each model is
 calibrated once, quantized and saved, and makes one clip a caption from the same noise in every
-variant; what a run that was stopped has made is not made again. Rows go to
+variant; what a run that was stopped has made is not made again, and what was made with another
+seed, other steps or captions is refused. Rows go to
 benchmarks/results/paper-table.csv, and the table is printed. A Frechet distance is named by its
 embedding: "FD" of papers on text to audio is cnn14-16k, "FAD" is vggish.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,6 +51,8 @@ def main() -> None:
     every = read_folder(arguments.real)
     waveforms = dict(zip(every.keys, every.waveforms, strict=True))
     real = ClipSet([waveforms[f] for f in captions], every.sample_rate, every.name, tuple(captions))
+    for model, folder in arguments.model:
+        claim(arguments.work / model, folder, captions, arguments)
     rows: list[dict[str, Any]] = []
     for model, folder in arguments.model:
         for variant, config in VARIANTS.items():
@@ -80,6 +84,31 @@ def read_captions(path: Path, real: Path, count: int | None) -> dict[str, str]:
             f"{missing[0]!r}; leave their rows out"
         )
     return found
+
+
+def claim(
+    work: Path, source: Path, captions: Mapping[str, str], arguments: argparse.Namespace
+) -> None:
+    """Exit if a folder holds clips of other settings: they would be measured as those of these."""
+    path = work / "made-of.json"
+    # a list: the seed of a clip is its place in it. More captions than before are no other ones
+    listed = [list(pair) for pair in captions.items()]
+    made: dict[str, Any] = {
+        "source": str(source.resolve()),
+        "steps": arguments.steps,
+        "seed": arguments.seed,
+        "captions": listed,
+    }
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        both = min(len(listed), len(before["captions"]))
+        other = [name for name in ("source", "steps", "seed") if made[name] != before[name]]
+        other += ["captions"] if listed[:both] != before["captions"][:both] else []
+        if other:
+            sys.exit(f"{work}: made with other {', '.join(other)}; name another folder by --work")
+        made["captions"] = max(listed, before["captions"], key=len)
+    work.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(made), encoding="utf-8")
 
 
 def make_clips(
@@ -154,8 +183,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         for name, figure in columns:
             value = float(mine[name][figure])
             cell = f"{value:.3f}"
-            if variant == "float":
-                base[model, name] = value if figure == _FIGURES[0] else base.get((model, name), 0.0)
+            if figure == _FIGURES[0] and variant == "float":
+                base[model, name] = value
             elif figure == _FIGURES[0]:
                 cell += f" ({100 * (value / base[model, name] - 1):+.1f} %)"
             cells.append(cell)

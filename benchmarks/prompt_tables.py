@@ -79,7 +79,8 @@ def quality_table(results: Path) -> str:
         each = ", ".join(f"{mean:.2f}" for mean in means)
         lines.append([choice, str(len(means)), f"{each} dB", f"{statistics.mean(means):.2f} dB"])
     note = (
-        f"W4A8 against float, {rows[-1]['clips']} held-out prompts; "
+        f"W4A8 of all layers with absmax scales, against float, {rows[-1]['clips']} held-out "
+        "prompts; "
         f"`benchmarks/bench_prompt_quality.py`; {rows[-1]['device']}, commit "
         f"{rows[-1]['commit']}, {rows[-1]['date']} UTC."
     )

@@ -108,12 +108,11 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(result: Evaluation) -> str:
     """The figures as a table, and the warnings."""
-    weights = result.weights if result.weights == "none" else result.weights[:16]
     lines = [
         f"reference {result.reference}",
         f"test      {result.test}",
         f"{result.clips} clips each; embedding {result.embedding}, {result.dimension} features, "
-        f"weights {weights}",
+        f"weights {result.weights[:16]}",
         "",
     ]
     width = max(len(metric.name) for metric in result.metrics)

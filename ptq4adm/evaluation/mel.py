@@ -1,6 +1,7 @@
 """The log-mel spectrogram that every model of this project works on, and parts for other ones."""
 
 import functools
+import math
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ HOP = 160
 N_MELS = 64
 F_MAX = 8000.0
 FLOOR = 1e-5
+DB_PER_NEPER = 20.0 / math.log(10.0)  # 20 log10(m) = this * ln(m)
 
 
 def _hz_to_mel(hz: np.ndarray) -> np.ndarray:

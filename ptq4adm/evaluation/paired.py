@@ -5,15 +5,11 @@ They need no trained embedding, and a difference is the quantization's alone.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from ptq4adm.errors import NonFiniteError, ShapeError
-from ptq4adm.evaluation.mel import log_mel
-
-_DB_PER_NEPER = 20.0 / math.log(10.0)  # 20 log10(m) = this * ln(m)
+from ptq4adm.evaluation.mel import DB_PER_NEPER, log_mel
 
 
 def latent_sqnr_db(reference: Tensor, test: Tensor) -> Tensor:
@@ -119,5 +115,5 @@ def log_mel_distance_db(reference: Tensor, test: Tensor) -> Tensor:
             "and "
             f"{tuple(test.shape)}"
         )
-    difference = _DB_PER_NEPER * (log_mel(reference).double() - log_mel(test).double())
+    difference = DB_PER_NEPER * (log_mel(reference).double() - log_mel(test).double())
     return difference.square().mean((1, 2)).sqrt()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from torch import Tensor
 
 from ptq4adm.errors import MissingComponentError, OutputError, ShapeError
+from ptq4adm.evaluation.mel import DB_PER_NEPER
 
-_DB_PER_NEPER = 20.0 / math.log(10.0)
 RANGE_DB = 80.0  # below the loudest bin: what is darker is not heard beside it
 
 
@@ -49,7 +48,7 @@ def draw_mel_pair(
         raise MissingComponentError(
             f"drawing needs matplotlib ({error}): pip install 'ptq4adm[demo]'"
         ) from error
-    decibels = [_DB_PER_NEPER * mel.detach().double().cpu().numpy() for mel in (left, right)]
+    decibels = [DB_PER_NEPER * mel.detach().double().cpu().numpy() for mel in (left, right)]
     top = max(float(d.max()) for d in decibels)
     # no pyplot: its figures are global and it may look for a display
     figure = Figure(figsize=(11.0, 4.2), layout="constrained")

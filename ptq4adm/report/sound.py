@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ptq4adm.errors import MissingComponentError
-from ptq4adm.evaluation.mel import SAMPLE_RATE, log_mel
+from ptq4adm.evaluation.mel import DB_PER_NEPER, SAMPLE_RATE, log_mel
 from ptq4adm.evaluation.picture import RANGE_DB
 from ptq4adm.evaluation.resample import resample
-
-_DB_PER_NEPER = 20.0 / math.log(10.0)
 
 
 def wav_uri(wave: Tensor, sampling_rate: int) -> str:
@@ -36,7 +33,7 @@ def wav_uri(wave: Tensor, sampling_rate: int) -> str:
 def mel_db(wave: Tensor, sampling_rate: int) -> np.ndarray:
     """Log-mel spectrogram of a clip [S] in decibels, float64 [64, T]."""
     clip = resample(wave.detach().float().cpu()[None], sampling_rate, SAMPLE_RATE)
-    mel: np.ndarray = _DB_PER_NEPER * log_mel(clip)[0].double().T.numpy()
+    mel: np.ndarray = DB_PER_NEPER * log_mel(clip)[0].double().T.numpy()
     return mel
 
 

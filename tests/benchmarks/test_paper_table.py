@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from scripts import load_script
 
 from ptq4adm.bench import read_rows
 
@@ -66,6 +68,25 @@ def test_three_variants_are_made_measured_and_not_made_again(
     assert again[4:] == times[4:]
     assert again[3] != times[3]
     assert read_rows(work / "paper-table.csv")[5]["frechet_distance"] == rows[2]["frechet_distance"]
+    # clips of another seed are not measured as this one's
+    other = run(real, tiny_pipeline, work, "--seed", "1")
+    assert other.returncode == 1
+    assert "tiny: made with other seed; name another folder by --work" in other.stderr
+    assert len(read_rows(work / "paper-table.csv")) == 6
+
+
+def test_what_decides_clips_is_compared(tmp_path: Path) -> None:
+    paper_table = load_script("paper_table")
+    settings = Namespace(steps=None, seed=0)
+    paper_table.claim(tmp_path, tmp_path / "a", {"0.wav": "rain", "1.wav": "bells"}, settings)
+    paper_table.claim(tmp_path, tmp_path / "a", {"0.wav": "rain"}, settings)
+    more = {"0.wav": "rain", "1.wav": "bells", "2.wav": "a dog"}
+    paper_table.claim(tmp_path, tmp_path / "a", more, settings)
+    for captions in ({"0.wav": "wind"}, {"1.wav": "bells"}, {**more, "2.wav": "a cat"}):
+        with pytest.raises(SystemExit, match="other captions"):
+            paper_table.claim(tmp_path, tmp_path / "a", captions, settings)
+    with pytest.raises(SystemExit, match="other source, steps;"):
+        paper_table.claim(tmp_path, tmp_path / "b", more, Namespace(steps=2, seed=0))
 
 
 def test_a_caption_without_its_clip_is_told(
