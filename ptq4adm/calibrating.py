@@ -32,13 +32,13 @@ from ptq4adm.errors import ConfigError
 from ptq4adm.models import find_adapter
 from ptq4adm.nn.replace import check_finite
 from ptq4adm.packing.checkpoint import is_quantized
-from ptq4adm.protocols import DenoiserAdapter
+from ptq4adm.protocols import DenoiserAdapter, SamplingDefaults
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_BUCKETS = 10
 # unless told: scales belong to buckets of timesteps, and more steps fall into the same ones
-MOST_STEPS = 25
+_MOST_STEPS = 25
 
 
 def calibrate(  # noqa: PLR0913 - how prompts are run is one flat list of numbers
@@ -100,7 +100,7 @@ def calibrate(  # noqa: PLR0913 - how prompts are run is one flat list of number
         )
     adapter = adapter or find_adapter(pipe)
     defaults = adapter.sampling_defaults(pipe)
-    steps = min(defaults.steps, MOST_STEPS) if steps is None else steps
+    steps = calibration_steps(defaults) if steps is None else steps
     settings = RunSettings(
         steps=steps,
         guidance=defaults.guidance if guidance is None else guidance,
@@ -135,6 +135,11 @@ def calibrate(  # noqa: PLR0913 - how prompts are run is one flat list of number
     if kept is not None and inputs is not None:
         kept.result(calibration.meta.fingerprint).save(inputs)
     return calibration
+
+
+def calibration_steps(defaults: SamplingDefaults) -> int:
+    """Steps that a calibration takes, unless told."""
+    return min(defaults.steps, _MOST_STEPS)
 
 
 def check_float(denoiser: nn.Module) -> None:

@@ -172,3 +172,12 @@ def test_layers_that_were_not_measured_are_named(
     arguments = ["--dry-run", "--budget", "0.45", "--sensitivity", str(file)]
     assert main(["quantize", str(tiny_pipeline), *arguments]) == 1
     assert "measure with the same overrides" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [["--budget", "0.3"], ["--bits", "w8a8"]])
+def test_uniform_is_of_four_bits_without_a_budget(
+    more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["quantize", "-o", "nowhere", "--uniform", *more])
+    assert "--uniform is of one scheme of 4 bits" in capsys.readouterr().err

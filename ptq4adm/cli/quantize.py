@@ -145,9 +145,8 @@ def _quantize(
         if args.rounding != "nearest" and args.inputs is None:
             args.inputs = Path(temporary) / "inputs.safetensors"
         if calibration is None and args.activation == "static":
-            if args.augment is not None:
-                prompts = _augmented(args, pipe, prompts)
-            calibration = _calibrate(args, pipe, prompts, planned)
+            texts = prompts if args.augment is None else _augmented(args, pipe, prompts)
+            calibration = _calibrate(args, pipe, texts, planned)
         if args.budget is not None and assignment is None:
             assignment = sensitivity.assign(args, pipe, prompts, config, calibration)
         done = quantize(
@@ -214,12 +213,12 @@ def _calibrate(
     prompts: Sequence[str] | None,
     planned: QuantPlan,
 ) -> Calibration:
-    from ptq4adm.calibrating import MOST_STEPS
+    from ptq4adm.calibrating import calibration_steps
     from ptq4adm.calibration import default_prompts
     from ptq4adm.quantization import calibrate
 
     texts = default_prompts() if prompts is None else list(prompts)
-    steps = min(pipe.defaults.steps, MOST_STEPS) if args.steps is None else args.steps
+    steps = calibration_steps(pipe.defaults) if args.steps is None else args.steps
     buckets = min(BUCKETS, steps) if args.buckets is None else args.buckets
     if not args.quiet:
         batches = -(-len(texts) // args.batch)

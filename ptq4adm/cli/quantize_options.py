@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from ptq4adm.cli import sensitivity
 from ptq4adm.cli.options import add_layer_options, whole_number
@@ -104,6 +105,22 @@ def add_calibration_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--batch", type=whole_number, default=4, metavar="N", help="prompts at once (default: 4)"
     )
+    _add_choice_options(group)
+    group.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="use this calibration, make none"
+    )
+    group.add_argument(
+        "--save-calibration", type=Path, metavar="FILE", help="keep the calibration in a file"
+    )
+    group.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep what is done, to go on after an interruption",
+    )
+
+
+def _add_choice_options(group: Any) -> None:
     group.add_argument(
         "--strategy",
         choices=_STRATEGIES,
@@ -122,24 +139,16 @@ def add_calibration_options(parser: argparse.ArgumentParser) -> None:
         help="keep what the UNet is given at the chosen pairs in a file; with --calibration and "
         "--rounding, the file that was kept with it",
     )
-    group.add_argument(
-        "--calibration", type=Path, metavar="FILE", help="use this calibration, make none"
-    )
-    group.add_argument(
-        "--save-calibration", type=Path, metavar="FILE", help="keep the calibration in a file"
-    )
-    group.add_argument(
-        "--cache",
-        type=Path,
-        metavar="DIR",
-        help="keep what is done, to go on after an interruption",
-    )
 
 
 def check_options(args: argparse.Namespace) -> None:
     """Refuse options that do not go together; complete those that follow from others."""
     if args.output is None and not args.dry_run:
         args.parser.error("the following arguments are required: -o/--output (or --dry-run)")
+    if args.uniform and (args.budget is not None or args.bits != "w4a8"):
+        args.parser.error(
+            "--uniform is of one scheme of 4 bits: leave out --budget, and --bits w8a8"
+        )
     if args.sensitivity is not None and args.budget is None:
         args.parser.error("--sensitivity is of a size budget: give --budget, too")
     if args.budget is not None and args.dry_run and args.sensitivity is None:

@@ -157,14 +157,14 @@ def measure(
         calibration: None with dynamic scales.
         pairs: to compare on.
     """
-    from ptq4adm.calibrating import MOST_STEPS
+    from ptq4adm.calibrating import calibration_steps
     from ptq4adm.calibration import ChosenInputs, default_prompts
     from ptq4adm.quantization import calibrate
     from ptq4adm.sensitivity import choose, measure_sensitivity
 
     progress = not args.quiet
     texts = default_prompts() if prompts is None else prompts
-    steps = min(pipe.defaults.steps, MOST_STEPS) if args.steps is None else args.steps
+    steps = calibration_steps(pipe.defaults) if args.steps is None else args.steps
     guidance = getattr(args, "guidance", None)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "inputs.safetensors"
