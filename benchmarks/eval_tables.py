@@ -6,11 +6,12 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from cpu_tables import NOT_MEASURED, markdown
+from cpu_tables import markdown
 
 from ptq4adm.bench import read_rows
 
 Row = dict[str, str]
+NOT_MEASURED = "Not measured yet: `benchmarks/eval_quality.py` writes the rows."
 _FLOAT = "float"
 # short name to the group of eval_variants.py
 GROUPS = {
