@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ptq4adm.errors import CheckpointError, ShapeError
@@ -117,6 +115,9 @@ class StepCorrection:
 
     def save(self, folder: Path) -> None:
         """Write the file into a pipeline's folder."""
+        # here: kernels are measured on machines that have torch alone
+        from safetensors.torch import save_file
+
         header = {
             "format": FORMAT,
             "format_version": str(FORMAT_VERSION),
@@ -137,6 +138,8 @@ def read_correction(folder: Path) -> StepCorrection | None:
     path = folder / CORRECTION_FILE
     if not path.is_file():
         return None
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
