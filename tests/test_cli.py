@@ -442,7 +442,7 @@ def test_control_c_while_calibrating_can_be_resumed(
 ) -> None:
     out, cache = tmp_path / "out", tmp_path / "cache"
     arguments = ["quantize", str(tiny_pipeline), "-o", str(out), "--cache", str(cache), "--json"]
-    arguments += ["--prompts", str(prompts_file), "--batch", "1", "--steps", "20"]
+    arguments += ["--prompts", str(prompts_file), "--batch", "1", "--steps", "60"]
     command = [sys.executable, "-c", RUN, *arguments, "--threads", "1"]
     long = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
     try:

@@ -161,8 +161,8 @@ def _in_processes(
     text = None if failure is None else f"{type(failure).__name__}: {failure}"
     answers: list[_Answer] = gather_object([_Answer(results, text)])
     # a thread of gloo lets go of the gathered tensors only after it has answered, and needs the
-    # interpreter for it: a script that ends here would end in std::terminate, once in about 15
-    # times. Nothing of a barrier needs the interpreter, and the thread is done when it is passed
+    # interpreter for it: a script that ends at that moment ends in std::terminate. A barrier makes
+    # that rarer, not impossible
     state.wait_for_everyone()
     if failure is not None:
         raise failure
