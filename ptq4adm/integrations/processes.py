@@ -11,12 +11,14 @@ results do not depend on how many there are. Every process gets all of them.
 from __future__ import annotations
 
 import inspect
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.nn import functional
 
 from ptq4adm.calibrating import calibrate
 from ptq4adm.calibration import Calibration
@@ -28,6 +30,8 @@ __all__ = ["calibrate_in_processes", "generate_in_processes"]
 
 Result = TypeVar("Result")
 _OF_A_CHOICE = ("strategy", "size", "inputs")
+# of the last gathering: see `_gather`
+_kept: list[Any] = []
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,6 @@ def _in_processes(
         raise ConfigError(f"batch: got {batch!r}, needs a whole number of at least 1")
     try:
         from accelerate import PartialState
-        from accelerate.utils import gather_object
     except ImportError as error:
         raise DependencyError(
             f"several processes are run through accelerate ({error}); pip install accelerate"
@@ -159,14 +162,40 @@ def _in_processes(
             # told to the others first: they wait for this process's answer
             failure = error
     text = None if failure is None else f"{type(failure).__name__}: {failure}"
-    answers: list[_Answer] = gather_object([_Answer(results, text)])
-    # a thread of gloo lets go of the gathered tensors only after it has answered, and needs the
-    # interpreter for it: a script that ends at that moment ends in std::terminate. A barrier makes
-    # that rarer, not impossible
-    state.wait_for_everyone()
+    answers = _gather(_Answer(results, text), state)
     if failure is not None:
         raise failure
     for rank, answer in enumerate(answers):
         if answer.error is not None:
             raise ProcessError(f"process {rank} of {len(answers)} failed: {answer.error}")
     return [result for answer in answers for result in answer.results]
+
+
+def _gather(answer: _Answer, state: Any) -> list[_Answer]:
+    """The answers of all processes, in their order.
+
+    accelerate's `gather_object` leaves its tensors to a thread of gloo, which lets go of them after
+    it has answered and needs the interpreter for it: a script that ended at that moment ended in
+    std::terminate, once in about 15 runs. Here the works that own them are kept until the next
+    call, so the thread is never the last to let go.
+    """
+    if state.num_processes == 1:
+        return [answer]
+    content = torch.frombuffer(bytearray(pickle.dumps(answer)), dtype=torch.uint8)
+    content = content.to(state.device)
+    works: list[Any] = []
+
+    def gather(own: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(own) for _ in range(state.num_processes)]
+        works.append(distributed.all_gather(parts, own, async_op=True))
+        works[-1].wait()
+        return parts
+
+    sizes = [int(size) for size in gather(torch.tensor([len(content)], device=state.device))]
+    padded = functional.pad(content, (0, max(sizes) - len(content)))
+    found = gather(padded)
+    _kept[:] = works
+    return [
+        pickle.loads(part[:size].cpu().numpy().tobytes())
+        for part, size in zip(found, sizes, strict=True)
+    ]

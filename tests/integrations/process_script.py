@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -33,10 +32,6 @@ def main(model: str, out: str) -> None:
     except ptq4adm.Ptq4admError as error:
         (Path(out) / f"{state.process_index}.error").write_text(f"{type(error).__name__}: {error}")
     state.destroy_process_group()
-    # a thread of torch's gloo may still let go of tensors, and ends the process with SIGABRT if the
-    # interpreter is finalizing by then: what is tested is written, so there is nothing to finalize
-    sys.stderr.flush()
-    os._exit(0)
 
 
 if __name__ == "__main__":
