@@ -1,14 +1,9 @@
-"""The command line: what each command prints and writes, exit codes, and interruption."""
+"""The command line: what each command prints and writes, and exit codes."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +19,6 @@ from ptq4adm.rounding import LayerTask, Replay
 from ptq4adm.rounding.methods import ROUNDERS
 
 PROMPTS = ["a dog barks", "rain on a roof"]
-RUN = "import sys; from ptq4adm.cli import main; sys.exit(main())"
 
 
 @pytest.fixture(scope="module")
@@ -400,94 +394,3 @@ def test_shipped_is_the_default_model(
     assert _read(capsys)["rows"]
     assert main(["inspect", "shipped", "--json"]) == 0
     assert _read(capsys)["folder"] == str(tiny_pipeline)
-
-
-def test_an_interruption_while_saving_leaves_nothing(
-    tiny_pipeline: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    room = sys.modules["ptq4adm.quantization"]
-    with monkeypatch.context() as patch:
-        patch.setattr(room, "save_denoiser", interrupt)
-        arguments = ["quantize", str(tiny_pipeline), "-o", str(tmp_path / "out")]
-        assert main([*arguments, "--activation", "dynamic"]) == 130
-    assert "interrupted; nothing was written" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-    assert main([*arguments, "--activation", "dynamic"]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_termination_while_saving_leaves_nothing(
-    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handler = signal.getsignal(signal.SIGTERM)
-    room = sys.modules["ptq4adm.quantization"]
-    monkeypatch.setattr(room, "save_denoiser", lambda *_: signal.raise_signal(signal.SIGTERM))
-    arguments = ["quantize", str(tiny_pipeline), "-o", str(tmp_path / "out")]
-    assert main([*arguments, "--activation", "dynamic"]) == 128 + signal.SIGTERM
-    assert list(tmp_path.iterdir()) == []
-    assert signal.getsignal(signal.SIGTERM) is handler
-
-
-def test_control_c_while_calibrating_can_be_resumed(
-    tiny_pipeline: Path,
-    prompts_file: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    out, cache = tmp_path / "out", tmp_path / "cache"
-    arguments = ["quantize", str(tiny_pipeline), "-o", str(out), "--cache", str(cache), "--json"]
-    arguments += ["--prompts", str(prompts_file), "--batch", "1", "--steps", "60"]
-    command = [sys.executable, "-c", RUN, *arguments, "--threads", "1"]
-    long = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
-    try:
-        # the first prompt is kept in the cache: the second is being run
-        while not list(cache.glob("*.safetensors")) and long.poll() is None:
-            time.sleep(0.02)
-        long.send_signal(signal.SIGINT)
-        _, messages = long.communicate()
-    finally:
-        long.kill()
-    assert long.returncode == 130
-    last = messages.decode().strip().splitlines()[-1]
-    assert last.startswith("ptq4adm: interrupted; nothing was written")
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-    assert main(arguments) == 0
-    assert _read(capsys)["layers"]
-    assert (out / "unet" / "config.json").is_file()
-
-
-def test_a_reader_that_leaves_is_not_an_accident(
-    tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer, "w", encoding="utf-8") as stdout:
-        monkeypatch.setattr(sys, "stdout", stdout)
-        assert main(["inspect", str(tiny_pipeline)]) == 1
-    assert capsys.readouterr().err == ""
-
-
-def test_report_writes_one_page_and_says_its_size(
-    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "page.html"
-    command = ["report", str(out), str(tiny_pipeline), "--clips", "2", "--steps", "1", "--json"]
-    assert main([*command, "--quiet"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["path"] == str(out)
-    assert found["megabytes"] == round(out.stat().st_size / 1e6, 3)
-    assert found["sizes"]["W4A8"] < found["sizes"]["W8A8"] < found["sizes"]["float16"]
-    assert out.read_text().count("<audio") == 6
-    # refused before anything is computed
-    assert main([*command, "--quiet"]) == 1
-    assert "--overwrite" in capsys.readouterr().err
-    broken = tmp_path / "broken.json"
-    broken.write_text("{}")
-    assert main([*command, "--overwrite", "--evaluation", str(broken)]) == 1
-    assert "not a ptq4adm-evaluation file" in capsys.readouterr().err
