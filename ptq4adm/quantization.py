@@ -22,23 +22,23 @@ from ptq4adm.config import QuantConfig, Scheme
 from ptq4adm.errors import (
     CalibrationError,
     CalibrationMismatchError,
-    ConfigError,
     MissingComponentError,
     NonFiniteError,
 )
 from ptq4adm.models import TextToAudioPipeline, families, find_adapter, save_components
-from ptq4adm.nn import QuantizedLayer, StepIndex, StorageLayer, attach_step_hook
+from ptq4adm.nn import StepIndex, StorageLayer, attach_step_hook
 from ptq4adm.nn.conv import padding_reason, unsupported_reason
 from ptq4adm.nn.fuse import fuse_blocks
-from ptq4adm.nn.replace import check_finite, check_hooks, quantized_layer, replace_layers
+from ptq4adm.nn.replace import check_finite, check_hooks, replace_layers
 from ptq4adm.ops import resolve_backend
 from ptq4adm.packing.checkpoint import QuantState, is_quantized, mark_quantized, save_denoiser
 from ptq4adm.packing.folders import atomic_folder
 from ptq4adm.protocols import DenoiserAdapter
 from ptq4adm.quant.layers import quantizable_layers
 from ptq4adm.quant.plan import PlanRow, QuantPlan, choose_schemes, plan_row
-from ptq4adm.rounding import LayerTask, Replay, Rounder, ShiftedRows
-from ptq4adm.rounding.methods import ROUNDERS
+from ptq4adm.replacing import layer_tasks, planned_layer, put_rows
+from ptq4adm.rounding import Replay, Rounder
+from ptq4adm.rounding.methods import ROUNDERS, check_rounder
 
 __all__ = [
     "PlanRow",
@@ -46,7 +46,6 @@ __all__ = [
     "calibrate",
     "load_pipeline",
     "plan",
-    "planned_layer",
     "quantize",
     "save_pipeline",
 ]
@@ -118,11 +117,12 @@ def quantize(
         PatternError: if an override matches no layer, or an assigned layer does not exist.
         UnsupportedLayerError: if an override asks for what a layer cannot be.
         BackendUnavailableError: if the named backend cannot run here.
-        ConfigError: if the model is quantized already, or a rounder is given for "nearest".
+        ConfigError: if the model is quantized already, or a rounder is given for "nearest" or for
+            another method than its own.
     """
     job = _Job(pipe, config or QuantConfig(), calibration, adapter, assignment or {})
-    if rounder is not None and job.config.rounding == "nearest":
-        raise ConfigError("rounder: config.rounding is 'nearest', which has none; name its method")
+    if rounder is not None:
+        check_rounder(rounder, job.config.rounding)
     job.check(inputs)
     job.rounder = rounder
     result = job.plan()
@@ -183,44 +183,6 @@ def load_pipeline(
         BackendUnavailableError: if the named backend cannot run here.
     """
     return families.load_pipeline(path, device=device, dtype=dtype, backend=backend, **original)
-
-
-def planned_layer(
-    layer: nn.Module,
-    row: PlanRow,
-    config: QuantConfig,
-    calibration: Calibration | None,
-    step: StepIndex | None,
-) -> StorageLayer:
-    """The module that a row of a plan puts in the place of a float layer.
-
-    Args:
-        layer: `nn.Linear` or `nn.Conv2d`; it is not changed.
-        row: its row.
-        config: observers, groups, backend.
-        calibration: needed where the row's activations are static.
-        step: which bucket is in use; None for dynamic activations.
-
-    Raises:
-        NonFiniteError: if its weight cannot be stored.
-    """
-    x_scale = None
-    if row.activation == "static" and calibration is not None:
-        x_scale = calibration.scales(row.name, config.activation_observer, config.percentile)
-    replacement = quantized_layer(
-        layer,
-        Scheme(row.scheme),
-        x_scale=x_scale,
-        step=step,
-        segments=row.segments,
-        group_size=config.group_size,
-        weight_observer=config.weight_observer,
-        backend=config.backend,
-    )
-    if isinstance(replacement, QuantizedLayer) and calibration is not None:
-        assert isinstance(layer, (nn.Linear, nn.Conv2d))
-        replacement.expect_rows(calibration.rows_per_step(row.name, layer))
-    return replacement
 
 
 @dataclass
@@ -318,33 +280,10 @@ class _Job:
         """Choose the integers of the new modules by the config's method."""
         if self.inputs is None:
             return
-        tasks = []
-        for row in result.rows:
-            packed = replacements[row.name]
-            if not isinstance(packed, QuantizedLayer):
-                continue
-            static = self.calibration if row.activation == "static" else None
-            task = LayerTask(
-                name=row.name,
-                layer=self.layers[row.name],
-                layout=packed.layout,
-                bits=packed.bits,
-                start=packed.quantized_rows(),
-                x_scale=packed.x_scale,
-                buckets=None if static is None else static.buckets,
-            )
-            tasks.append(task)
         rounder = self.rounder or ROUNDERS[self.config.rounding]
         replay = Replay(self.inputs, guidance=self._guidance())
-        found = rounder(self.denoiser, tasks, replay, progress=progress)
-        for task in tasks:
-            packed = replacements[task.name]
-            assert isinstance(packed, QuantizedLayer)
-            rows = found[task.name]
-            packed.set_rows(rows)
-            if isinstance(rows, ShiftedRows) and rows.bias_shift is not None:
-                assert packed.bias is not None
-                packed.bias = packed.bias + rows.bias_shift.to(packed.bias.device)
+        tasks = layer_tasks(self.layers, result.rows, replacements, self.calibration)
+        put_rows(replacements, rounder(self.denoiser, tasks, replay, progress=progress))
 
     def _guidance(self) -> float | None:
         """The calibration's scale, or without one the pipeline's own; a bare denoiser has none."""

@@ -20,12 +20,12 @@ ALLOWED: dict[str, set[str]] = {
     "dispatch": {"errors"},
     "ops": {"errors", "packing.layout", "kernels", "dispatch", "_cpu", "_cuda"},
     "quant": {"errors", "config", "packing.layout", "ops"},
-    "calibration.files": {"errors"},
+    "packing.folders": {"errors"},
+    "calibration.files": {"errors", "packing.folders"},
     "calibration": {"errors", "protocols", "config", "quant", "calibration.files"},
     "nn": {"errors", "config", "quant", "packing.layout", "dispatch", "ops"},
     "rounding": {"errors", "config", "packing.layout", "ops", "quant", "calibration"},
     "packing.weight_files": {"errors"},
-    "packing.folders": {"errors"},
     "packing.portions": {"nn"},
     "packing.description": {"errors", "config", "nn"},
     "packing.checkpoint": {
@@ -43,14 +43,15 @@ ALLOWED: dict[str, set[str]] = {
     },
     "balancing": {"errors", "calibrating", "calibration", "nn", "rounding"},
     "correcting": {"errors", "calibration", "packing.checkpoint", "models"},
+    "replacing": {"config", "calibration", "nn", "quant", "rounding"},
     "quantization": {
         "errors", "protocols", "config", "packing.layout", "packing.description",
         "packing.checkpoint", "packing.folders", "quant", "calibration", "calibrating", "nn", "ops",
-        "models", "rounding",
+        "models", "replacing", "rounding",
     },
     "sensitivity": {
-        "errors", "protocols", "config", "calibration", "calibration.files", "nn", "rounding",
-        "models", "quantization",
+        "errors", "protocols", "config", "calibration", "calibration.files", "nn", "replacing",
+        "rounding", "models", "quantization",
     },
     "integrations": {
         "errors", "config", "calibration", "calibrating", "nn", "packing.description",
@@ -58,8 +59,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "evaluation": {"errors", "calibration.files", "models"},
     "report": {
-        "errors", "config", "prompts", "quant", "calibration", "calibrating", "sensitivity", "nn",
-        "models", "quantization", "evaluation",
+        "errors", "config", "prompts", "quant", "calibration", "calibration.files", "calibrating",
+        "sensitivity", "nn", "models", "quantization", "evaluation",
     },
     "assets": set(),
     "bench": {

@@ -13,6 +13,27 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ptq4adm.errors import OutputError
+from ptq4adm.packing.folders import check_parent
+
+
+def check_output_file(path: Path, *, overwrite: bool = True) -> None:
+    """Refuse a file that cannot be written, before minutes are spent on what goes into it.
+
+    Args:
+        path: of the file; its folder need not exist.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        OutputError: if `path` is a folder, lies below a file or where nothing may be written, or
+            exists and may not be replaced.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; name a file in it")
+    if path.exists() and not overwrite:
+        raise OutputError(
+            f"{path}: exists already; choose another file, or pass overwrite (--overwrite)"
+        )
+    check_parent(path)
 
 
 def write_whole(path: Path, write: Callable[[Path], object], what: str) -> None:

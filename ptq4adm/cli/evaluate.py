@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ptq4adm.cli.options import (
     SHIPPED,
     add_original_options,
+    add_output_options,
     add_run_options,
     model_folder,
     note,
@@ -18,7 +19,7 @@ from ptq4adm.cli.options import (
     set_threads,
     whole_number,
 )
-from ptq4adm.errors import PromptError
+from ptq4adm.errors import ConfigError, PromptError
 
 if TYPE_CHECKING:
     from ptq4adm.evaluation.clips import ClipSet
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _BATCH = 8
 _EMBEDDING = "musicnn-MTT"
+# options without a default that pipelines alone look at
+_OF_PIPELINES = ("prompts", "clips", "steps", "guidance")
 
 
 def add_command(commands: Any) -> None:
@@ -55,17 +58,13 @@ def add_command(commands: Any) -> None:
         help="clip i of both is the same prompt and seed: adds the figures of pairs",
     )
     parser.add_argument(
-        "--json",
-        nargs="?",
-        const=True,
-        metavar="FILE",
-        help="write the result to a file; without FILE, print it as one JSON object",
+        "-o", "--output", type=Path, metavar="FILE", help="JSON file to write the result to"
     )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep embedded clips there")
     _add_pipeline_options(parser)
     add_original_options(parser)
     add_run_options(parser)
-    parser.add_argument("--quiet", action="store_true", help="no progress bars, no estimates")
+    add_output_options(parser)
     parser.set_defaults(run=run, parser=parser, when_interrupted="nothing was written")
 
 
@@ -89,19 +88,22 @@ def _add_pipeline_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from ptq4adm.calibration.files import check_output_file
     from ptq4adm.evaluation.embeddings import load_embedding
     from ptq4adm.evaluation.evaluate import evaluate
 
+    if args.output is not None:
+        check_output_file(args.output)
+    _check_options(args)
     set_threads(args.threads)
     # before clips are made: missing weights are known at once
     embedding = load_embedding(args.embedding, args.weights)
     reference, test = (_clips(args, name) for name in (args.reference, args.test))
     result = evaluate(reference, test, embedding=embedding, paired=args.paired, cache=args.cache)
-    is_file = isinstance(args.json, str)
-    if is_file:
-        result.save(args.json)
-    text = describe(result) + (f"\nwrote {args.json}" if is_file else "")
-    args.json = args.json is True
+    text = describe(result)
+    if args.output is not None:
+        result.save(args.output)
+        text += f"\nwrote {args.output}"
     print_result(args, result.to_dict(), text)
     return 0
 
@@ -128,13 +130,28 @@ def describe(result: Evaluation) -> str:
 
 def _clips(args: argparse.Namespace, name: str) -> ClipSet:
     """The clips of one side."""
-    from ptq4adm.evaluation.clips import has_wav_files, read_folder
+    from ptq4adm.evaluation.clips import read_folder
+
+    return read_folder(Path(name)) if _is_recorded(name) else _generate(args, name)
+
+
+def _is_recorded(name: str) -> bool:
+    """Whether a side is a folder of clips, or nothing at all, and no pipeline."""
+    from ptq4adm.evaluation.clips import has_wav_files
 
     path = Path(name)
     is_empty = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    if name != SHIPPED and (is_empty or has_wav_files(path)):
-        return read_folder(path)
-    return _generate(args, name)
+    return name != SHIPPED and (is_empty or has_wav_files(path))
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse what would have no effect."""
+    given = [name for name in _OF_PIPELINES if getattr(args, name) is not None]
+    if given and all(_is_recorded(name) for name in (args.reference, args.test)):
+        raise ConfigError(
+            f"--{given[0]}: is for clips that a pipeline makes, and {args.reference} and "
+            f"{args.test} are folders of clips; leave it out, or name a pipeline"
+        )
 
 
 def _generate(args: argparse.Namespace, name: str) -> ClipSet:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptq4adm.calibrating import DEFAULT_BUCKETS
 from ptq4adm.cli import sensitivity
 from ptq4adm.cli.options import (
     SHIPPED,
@@ -23,7 +24,6 @@ from ptq4adm.cli.options import (
     set_threads,
 )
 from ptq4adm.cli.quantize_options import (
-    BUCKETS,
     add_calibration_options,
     add_scheme_options,
     check_options,
@@ -88,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     )
     prompts = None if args.prompts is None else read_prompts(args.prompts)
 
+    from ptq4adm.calibration.files import check_output_file
     from ptq4adm.models.components import check_device
     from ptq4adm.models.families import recognize
     from ptq4adm.ops import resolve_backend
@@ -97,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
     # everything that can be refused is refused before the minutes of calibration
     if not args.dry_run:
         check_output(args.output, overwrite=args.overwrite)
+        if args.save_calibration is not None:
+            check_output_file(args.save_calibration)
     check_device(args.device)
     resolve_backend(args.backend, args.device)
     set_threads(args.threads)
@@ -219,7 +222,7 @@ def _calibrate(
 
     texts = default_prompts() if prompts is None else list(prompts)
     steps = calibration_steps(pipe.defaults) if args.steps is None else args.steps
-    buckets = min(BUCKETS, steps) if args.buckets is None else args.buckets
+    buckets = min(DEFAULT_BUCKETS, steps) if args.buckets is None else args.buckets
     if not args.quiet:
         batches = -(-len(texts) // args.batch)
         estimate = _seconds_per_step(args, pipe, texts[: args.batch]) * steps * batches

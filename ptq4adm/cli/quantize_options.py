@@ -6,19 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ptq4adm.calibrating import DEFAULT_BUCKETS
+from ptq4adm.calibration import STRATEGIES
 from ptq4adm.cli import sensitivity
 from ptq4adm.cli.options import add_layer_options, whole_number
 from ptq4adm.config import ROUNDINGS, QuantConfig
 
-BUCKETS = 10
-# the names of ptq4adm.calibration.STRATEGIES, which is not imported to print a help text
-_STRATEGIES = (
-    "random",
-    "uniform-steps",
-    "skewed-steps",
-    "density-diversity",
-    "activation-aware",
-)
 _DEFAULT_STRATEGY = "activation-aware"
 
 
@@ -99,7 +92,8 @@ def add_calibration_options(parser: argparse.ArgumentParser) -> None:
         "--buckets",
         type=whole_number,
         metavar="N",
-        help=f"timestep buckets with their own scales (default: {BUCKETS}, at most the steps)",
+        help="timestep buckets with their own scales "
+        f"(default: {DEFAULT_BUCKETS}, at most the steps)",
     )
     group.add_argument("--seed", type=int, default=0, help="seed of the first prompt (default: 0)")
     group.add_argument(
@@ -123,7 +117,7 @@ def add_calibration_options(parser: argparse.ArgumentParser) -> None:
 def _add_choice_options(group: Any) -> None:
     group.add_argument(
         "--strategy",
-        choices=_STRATEGIES,
+        choices=STRATEGIES,
         help="record chosen (prompt, step) pairs only, chosen in this way (default: all pairs)",
     )
     group.add_argument(

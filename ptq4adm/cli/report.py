@@ -68,7 +68,7 @@ def add_command(commands: Any) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="of ptq4adm evaluate --json; repeatable",
+        help="of ptq4adm evaluate -o; repeatable",
     )
     add_original_options(parser)
     add_run_options(parser)
@@ -79,13 +79,13 @@ def add_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from ptq4adm.calibration import Calibration, default_prompts
+    from ptq4adm.calibration.files import check_output_file
     from ptq4adm.evaluation.result import Evaluation
     from ptq4adm.report import gather, write_report
     from ptq4adm.report.gather import ReportSettings
-    from ptq4adm.report.page import check_output
     from ptq4adm.sensitivity import Sensitivity
 
-    check_output(args.output, overwrite=args.overwrite)
+    check_output_file(args.output, overwrite=args.overwrite)
     set_threads(args.threads)
     # what is read is read first: a wrong file is told at once
     evaluations = [Evaluation.load(path) for path in args.evaluation]

@@ -23,7 +23,7 @@ from ptq4adm.cli.options import (
     whole_number,
 )
 from ptq4adm.config import QuantConfig
-from ptq4adm.errors import OutputError
+from ptq4adm.sensitivity import DEFAULT_PAIRS
 
 if TYPE_CHECKING:
     from ptq4adm.calibration import Calibration
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from ptq4adm.sensitivity import Sensitivity
 
 _MB = 1e6
-_PAIRS = 32
 _WORST = 10
 # measured on the pairs themselves, so they are spread over the steps alike
 INPUTS_STRATEGY = "uniform-steps"
@@ -60,9 +59,9 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--pairs",
         type=whole_number,
-        default=_PAIRS,
+        default=DEFAULT_PAIRS,
         metavar="N",
-        help=f"(prompt, step) pairs to compare on (default: {_PAIRS})",
+        help=f"(prompt, step) pairs to compare on (default: {DEFAULT_PAIRS})",
     )
     parser.add_argument(
         "--prompts", type=Path, metavar="FILE", help="prompts, one a line (default: a listed set)"
@@ -108,15 +107,13 @@ def run(args: argparse.Namespace) -> int:
     )
     prompts = None if args.prompts is None else read_prompts(args.prompts)
 
+    from ptq4adm.calibration.files import check_output_file
     from ptq4adm.models.components import check_device
     from ptq4adm.ops import resolve_backend
     from ptq4adm.quantization import calibrate, load_pipeline
 
     # everything that can be refused is refused before the minutes of measuring
-    if args.output.is_dir():
-        raise OutputError(
-            f"{args.output}: is a folder; name a file, such as {args.output / 'sensitivity.json'}"
-        )
+    check_output_file(args.output)
     check_device(args.device)
     resolve_backend(args.backend, args.device)
     set_threads(args.threads)
@@ -145,7 +142,7 @@ def measure(
     config: QuantConfig,
     calibration: Calibration | None,
     *,
-    pairs: int = _PAIRS,
+    pairs: int = DEFAULT_PAIRS,
 ) -> Sensitivity:
     """Record inputs and measure on them; with a budget also assign.
 

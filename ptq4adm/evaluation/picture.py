@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ptq4adm.errors import MissingComponentError, OutputError, ShapeError
 from ptq4adm.evaluation.mel import DB_PER_NEPER
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
 
 RANGE_DB = 80.0  # below the loudest bin: what is darker is not heard beside it
 
@@ -49,10 +55,27 @@ def draw_mel_pair(
             f"drawing needs matplotlib ({error}): pip install 'ptq4adm[demo]'"
         ) from error
     decibels = [DB_PER_NEPER * mel.detach().double().cpu().numpy() for mel in (left, right)]
-    top = max(float(d.max()) for d in decibels)
     # no pyplot: its figures are global and it may look for a display
     figure = Figure(figsize=(11.0, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
+    _fill(figure, decibels, titles, frames_per_second)
+    figure.suptitle(title, wrap=True)
+    try:
+        figure.savefig(Path(path), dpi=120, format="png")
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error}); choose a writable folder"
+        ) from error
+
+
+def _fill(
+    figure: Figure,
+    decibels: Sequence[np.ndarray],
+    titles: tuple[str, str],
+    frames_per_second: float,
+) -> None:
+    """Draw both spectrograms and the colour scale that they share."""
+    top = max(float(d.max()) for d in decibels)
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     for axis, decibel, name in zip(axes, decibels, titles, strict=True):
         image = axis.imshow(
@@ -69,10 +92,3 @@ def draw_mel_pair(
         axis.set_xlabel("time, s")
     axes[0].set_ylabel("mel bin")
     figure.colorbar(image, ax=list(axes), label="magnitude, dB")
-    figure.suptitle(title, wrap=True)
-    try:
-        figure.savefig(Path(path), dpi=120, format="png")
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error}); choose a writable folder"
-        ) from error

@@ -17,7 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ptq4adm.errors import BackendUnavailableError, CheckpointError, MissingComponentError
+from ptq4adm.errors import (
+    BackendUnavailableError,
+    CheckpointError,
+    ConfigError,
+    MissingComponentError,
+)
 from ptq4adm.models.correction import StepCorrection
 from ptq4adm.models.mapped import load_mapped
 from ptq4adm.protocols import SamplingDefaults
@@ -214,6 +219,11 @@ def save_components(pipe: Any, folder: Path, *, skip: Collection[str] = ()) -> N
     correction = getattr(pipe, "correction", None)
     if isinstance(correction, StepCorrection):
         correction.save(folder)
+    elif correction is not None:
+        raise ConfigError(
+            f"pipe.correction: got {type(correction).__name__}, which has no file format; needs a "
+            "StepCorrection of ptq4adm.fit_correction, or None"
+        )
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

@@ -13,6 +13,8 @@ were fitted at. They are fitted in `ptq4adm.correcting`.
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -102,6 +104,14 @@ class StepCorrection:
         Raises:
             ShapeError: if the prediction has other channels.
         """
+        if not math.isclose(call.guidance, self.guidance):
+            # once a pair of scales, as warnings are: not once a step
+            warnings.warn(
+                f"step correction: fitted at guidance {self.guidance:g}, and used at "
+                f"{call.guidance:g}, where errors are others; fit it again, or set "
+                "pipe.correction = None",
+                stacklevel=2,
+            )
         if prediction.shape[1] != self.scale.shape[1]:
             raise ShapeError(
                 f"step correction of {self.scale.shape[1]} channels: got a prediction "

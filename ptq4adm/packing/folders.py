@@ -28,6 +28,16 @@ def check_output(out: str | Path, *, overwrite: bool = False) -> None:
             )
     elif out.exists():
         raise OutputError(f"{out}: exists and is not a folder; choose another output")
+    check_parent(out)
+
+
+def check_parent(out: Path) -> None:
+    """Refuse a place below a file, or where nothing may be written.
+
+    Raises:
+        OutputError: says which folder it is.
+    """
+    out = out.absolute()
     parent = next(p for p in out.parents if p.exists())
     if not parent.is_dir():
         raise OutputError(f"{out}: {parent} is a file, not a folder; choose another output")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 _BAR, _GAP, _LABEL, _VALUE = 14, 6, 300, 96
-_WIDTH = 760
+_WIDTH, _CURVE_HEIGHT = 760, 300
 _PANEL_WIDTH, _PANEL_HEIGHT = 360, 170
 _MARGIN = (44, 10, 26, 34)  # left, right, top, bottom
 
@@ -149,40 +149,9 @@ def curve(
         axes: names of x and y.
         mark: a point with its name; None for none.
     """
-    left, right, top, bottom = 62, 20, 16, 44
-    width, height = _WIDTH, 300
-    every = [*points, *([mark[:2]] if mark else [])]
-    xs, ys = [p[0] for p in every], [math.log10(p[1]) for p in every]
-    low, high = math.floor(min(ys)), max(math.floor(min(ys)) + 1, math.ceil(max(ys)))
-    span = (max(xs) - min(xs)) or 1.0
-
-    def place(point: tuple[float, float]) -> tuple[float, float]:
-        share = (math.log10(point[1]) - low) / (high - low)
-        return (
-            left + (width - left - right) * (point[0] - min(xs)) / span,
-            height - bottom - (height - top - bottom) * share,
-        )
-
-    parts = []
-    for decade in range(low, high + 1):
-        y = place((xs[0], 10.0**decade))[1]
-        parts.append(
-            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{_power(decade)}</text>"
-        )
-    for i in range(5):
-        value = min(xs) + span * i / 4
-        x = place((value, 10.0**low))[0]
-        parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{height - bottom + 16}" text-anchor="middle">'
-            f"{value:.2f}</text>"
-        )
-    parts.append(
-        f'<text class="tick" x="{(left + width) / 2:.0f}" y="{height - 6}" text-anchor="middle">'
-        f"{escape(axes[0])}</text>"
-    )
-    places = [place(p) for p in points]
+    plane = _Plane([*points, *([mark[:2]] if mark else [])])
+    parts = plane.grid(axes[0])
+    places = [plane.place(p) for p in points]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     parts.append(f'<polyline class="line" points="{line}"/>')
     for (x, y), point in zip(places, points, strict=True):
@@ -191,8 +160,8 @@ def curve(
             f"{escape(axes[0])} {point[0]:.3f}, {escape(axes[1])} {point[1]:.2e}</title></circle>"
         )
     if mark:
-        x, y = place(mark[:2])
-        anchor = "end" if x > width / 2 else "start"
+        x, y = plane.place(mark[:2])
+        anchor = "end" if x > _WIDTH / 2 else "start"
         parts.append(
             f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="6"/>'
             f'<text class="value" x="{x + (-10 if anchor == "end" else 10):.1f}" y="{y - 8:.1f}" '
@@ -203,7 +172,52 @@ def curve(
         f"{axes[1]} against {axes[0]}, {len(points)} points: from {first[1]:.2e} at {first[0]:.3f} "
         f"to {last[1]:.2e} at {last[0]:.3f}."
     )
-    return _svg(title, description, width, height, parts)
+    return _svg(title, description, _WIDTH, _CURVE_HEIGHT, parts)
+
+
+class _Plane:
+    """Where points lie: x linear between the outermost, y logarithmic over whole decades."""
+
+    left, right, top, bottom = 62, 20, 16, 44
+
+    def __init__(self, points: Sequence[tuple[float, float]]) -> None:
+        xs, ys = [p[0] for p in points], [math.log10(p[1]) for p in points]
+        self.least, self.span = min(xs), (max(xs) - min(xs)) or 1.0
+        self.low = math.floor(min(ys))
+        self.high = max(self.low + 1, math.ceil(max(ys)))
+
+    def place(self, point: tuple[float, float]) -> tuple[float, float]:
+        """In the picture."""
+        share = (math.log10(point[1]) - self.low) / (self.high - self.low)
+        width = _WIDTH - self.left - self.right
+        return (
+            self.left + width * (point[0] - self.least) / self.span,
+            _CURVE_HEIGHT - self.bottom - (_CURVE_HEIGHT - self.top - self.bottom) * share,
+        )
+
+    def grid(self, name: str) -> list[str]:
+        """A line for every decade, numbers along x, and the name of x."""
+        parts = []
+        for decade in range(self.low, self.high + 1):
+            y = self.place((self.least, 10.0**decade))[1]
+            parts.append(
+                f'<line class="grid" x1="{self.left}" x2="{_WIDTH - self.right}" y1="{y:.1f}" '
+                f'y2="{y:.1f}"/>'
+                f'<text class="tick" x="{self.left - 6}" y="{y + 4:.1f}" text-anchor="end">'
+                f"{_power(decade)}</text>"
+            )
+        for i in range(5):
+            value = self.least + self.span * i / 4
+            x = self.place((value, 10.0**self.low))[0]
+            parts.append(
+                f'<text class="tick" x="{x:.1f}" y="{_CURVE_HEIGHT - self.bottom + 16}" '
+                f'text-anchor="middle">{value:.2f}</text>'
+            )
+        parts.append(
+            f'<text class="tick" x="{(self.left + _WIDTH) / 2:.0f}" y="{_CURVE_HEIGHT - 6}" '
+            f'text-anchor="middle">{escape(name)}</text>'
+        )
+        return parts
 
 
 def _svg(title: str, description: str, width: int, height: int, parts: Sequence[str]) -> str:

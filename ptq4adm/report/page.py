@@ -6,12 +6,11 @@ It reads without JavaScript; a script of its own runs the blind test. Whatever c
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
-from ptq4adm.errors import OutputError
+from ptq4adm.calibration.files import check_output_file, write_whole
 from ptq4adm.report.data import Report
 from ptq4adm.report.html import text
 from ptq4adm.report.listening import blind_test, listening
@@ -74,33 +73,10 @@ def write_report(report: Report, path: str | Path, *, overwrite: bool = False) -
         MissingComponentError: if matplotlib is not installed.
     """
     path = Path(path)
-    check_output(path, overwrite=overwrite)
+    check_output_file(path, overwrite=overwrite)
     content = render(report)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(content, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path}: the report cannot be written ({error}); choose another file"
-        ) from error
+    write_whole(path, lambda p: p.write_text(content, encoding="utf-8"), "the report")
     return path.absolute()
-
-
-def check_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse a place that cannot be written to, before minutes are spent.
-
-    Raises:
-        OutputError: if there is a folder, or a file that may not be replaced.
-    """
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder; name a file, such as {path / 'report.html'}")
-    if path.exists() and not overwrite:
-        raise OutputError(
-            f"{path}: exists already; choose another file, or pass overwrite (--overwrite)"
-        )
 
 
 def _lead(report: Report) -> str:

@@ -25,7 +25,8 @@ from ptq4adm.models import find_adapter
 from ptq4adm.nn import StepIndex, attach_step_hook
 from ptq4adm.nn.replace import replace_layers
 from ptq4adm.protocols import DenoiserAdapter
-from ptq4adm.quantization import PlanRow, QuantPlan, plan, planned_layer
+from ptq4adm.quantization import PlanRow, QuantPlan, plan
+from ptq4adm.replacing import planned_layer
 from ptq4adm.rounding import Replay
 from ptq4adm.sensitivity.result import MEASURED, SCHEMES, LayerSensitivity, Sensitivity
 

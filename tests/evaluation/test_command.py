@@ -36,7 +36,7 @@ def test_two_folders_give_a_table_and_a_file(
 ) -> None:
     a, b = _folder(tmp_path / "a", 0), _folder(tmp_path / "b", 1)
     file = tmp_path / "out" / "evaluation.json"
-    assert main(["evaluate", str(a), str(b), *STATISTICS, "--paired", "--json", str(file)]) == 0
+    assert main(["evaluate", str(a), str(b), *STATISTICS, "--paired", "-o", str(file)]) == 0
     lines = capsys.readouterr().out.splitlines()
     result = Evaluation.load(file)
     assert (result.reference, result.test, result.clips) == (str(a), str(b), 8)
@@ -53,11 +53,14 @@ def test_pipelines_make_clips_of_prompts_and_seeds(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     options = ["--prompts", str(prompts), "--clips", "9", "--steps", "2", "--seed", "3", "--paired"]
-    options += [*STATISTICS, "--json", "--cache", str(tmp_path / "cache")]
+    file = tmp_path / "evaluation.json"
+    options += [*STATISTICS, "--json", "-o", str(file), "--cache", str(tmp_path / "cache")]
 
     def run(reference: Path, test: Path) -> Evaluation:
         assert main(["evaluate", str(reference), str(test), *options]) == 0
-        return Evaluation.from_dict(json.loads(capsys.readouterr().out))
+        printed = Evaluation.from_dict(json.loads(capsys.readouterr().out))
+        assert printed == Evaluation.load(file)
+        return printed
 
     same = run(tiny_pipeline, tiny_pipeline)
     assert same["log_mel_distance"].value == 0.0
@@ -82,7 +85,7 @@ def test_a_folder_and_the_shipped_pipeline_compare(
     found = {}
     for seed in ("0", "1"):
         capsys.readouterr()
-        arguments = ["evaluate", str(made), "shipped", "--paired", "--json", "--seed", seed]
+        arguments = ["evaluate", "--json", str(made), "shipped", "--paired", "--seed", seed]
         assert main([*arguments, *options, "--embedding", "logmel-stats"]) == 0
         found[seed] = Evaluation.from_dict(json.loads(capsys.readouterr().out))
     # the same clips but for their rounding to 16 bits, and those of other seeds
@@ -98,6 +101,8 @@ def test_a_folder_and_the_shipped_pipeline_compare(
         (["{a}", "{absent}"], "absent: no .wav files"),
         (["{a}", "{seven}"], "got 8 clips of"),
         (["{a}", "shipped"], "shipped: a pipeline needs prompts to make clips from"),
+        (["{a}", "{a}", "--clips", "3"], "--clips: is for clips that a pipeline makes"),
+        (["{a}", "{a}", "-o", "{empty}"], "empty: is a folder; name a file"),
         (["{a}", "{a}", "--embedding", "musicnn"], "embedding 'musicnn': unknown"),
         (["{a}", "{a}", "--embedding", "cnn14-16k"], "--weights PATH"),
         (["{a}", "{a}", "--embedding", "musicnn-MTT", "--weights", "{empty}"], "holds no MTT_mus"),

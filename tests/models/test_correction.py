@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import ptq4adm
 from ptq4adm import TextToAudioPipeline
-from ptq4adm.errors import CheckpointError, ShapeError
+from ptq4adm.errors import CheckpointError, ConfigError, ShapeError
 from ptq4adm.models.conditioning import Conditioning
 from ptq4adm.models.correction import (
     CORRECTION_FILE,
@@ -103,8 +105,6 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
 def test_a_pipeline_applies_it_after_guidance_and_keeps_it_in_its_folder(
     float_pipe: TextToAudioPipeline, tmp_path: Path
 ) -> None:
-    import copy
-
     pipe = copy.copy(float_pipe)
     said = pipe.encode_prompts("a dog barks")
     plain = pipe.denoise(said, steps=2)
@@ -123,3 +123,28 @@ def test_a_pipeline_applies_it_after_guidance_and_keeps_it_in_its_folder(
     ptq4adm.save_pipeline(pipe, tmp_path / "out")
     again = ptq4adm.load_pipeline(tmp_path / "out")
     assert torch.equal(again.denoise(said, steps=2), changed)
+
+
+def test_another_guidance_than_it_was_fitted_at_is_told(float_pipe: TextToAudioPipeline) -> None:
+    pipe = copy.copy(float_pipe)
+    said = pipe.encode_prompts("a dog barks")
+    pipe.correction = StepCorrection(TIMES, torch.ones(3, 8), torch.zeros(3, 8), 2.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe.denoise(said, steps=1, guidance=2.5)
+    with pytest.warns(UserWarning, match="fitted at guidance 2.5, and used at 3,"):
+        pipe.denoise(said, steps=1, guidance=3.0)
+
+
+def test_a_correction_without_a_file_format_is_not_dropped_unsaid(
+    float_pipe: TextToAudioPipeline, tmp_path: Path
+) -> None:
+    class Other:
+        def correct(self, prediction: torch.Tensor, call: GuidedCall) -> torch.Tensor:
+            return prediction * call.guidance
+
+    pipe = copy.copy(float_pipe)
+    pipe.correction = Other()
+    with pytest.raises(ConfigError, match="got Other, which has no file format"):
+        ptq4adm.save_pipeline(pipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -198,6 +198,8 @@ def test_the_file_is_whole_and_not_replaced_unasked(report: Report, tmp_path: Pa
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
     with pytest.raises(OutputError, match="is a folder"):
         write_report(report, tmp_path)
+    with pytest.raises(OutputError, match=r"report\.html is a file, not a folder"):
+        write_report(report, path / "report.html")
 
 
 def test_prompts_are_needed(tiny_pipeline: Path) -> None:

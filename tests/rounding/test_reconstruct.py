@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -290,6 +291,16 @@ def test_a_rounder_needs_a_rounding_that_has_one(
 ) -> None:
     with pytest.raises(ConfigError, match=r"rounder: .* 'nearest', which has none"):
         ptq4adm.quantize(pipe, QuantConfig(), recorded[0], rounder=reconstruct, progress=False)
+    longer = partial(reconstruct, settings=SHORT)
+    with pytest.raises(ConfigError, match="is that of rounding='reconstruct', and config"):
+        ptq4adm.quantize(
+            pipe,
+            QuantConfig(rounding="gptq"),
+            recorded[0],
+            inputs=recorded[1],
+            rounder=longer,
+            progress=False,
+        )
     assert isinstance(pipe.unet.conv_in, nn.Conv2d)
 
 
