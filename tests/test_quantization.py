@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -272,9 +271,7 @@ class TestRefused:
                 raise KeyboardInterrupt
             return W8Linear(4, 4)
 
-        # by the module object: the package shows the function of the same name instead
-        room = importlib.import_module("ptq4adm.quantization")
-        monkeypatch.setattr(room, "quantized_layer", interrupted)
+        monkeypatch.setattr("ptq4adm.replacing.quantized_layer", interrupted)
         with pytest.raises(KeyboardInterrupt):
             quantize(pipe, calibration=calibration, progress=False)
         assert _is_untouched(pipe.unet, before)
