@@ -13,6 +13,7 @@ distance and cosine with the float model's clip of the same caption and noise.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -50,7 +51,8 @@ def main() -> None:
     classes = [clip["class"] for clip in listed[: arguments.clips]]
     real = torch.from_numpy(audio[: arguments.clips].astype(np.float32) / 32767.0)
     maker = Maker(ptq4adm.shipped_pipeline_path(), arguments.work / "made", arguments.sensitivity)
-    clips = arguments.work / f"clips-{len(captions)}"
+    digest = hashlib.sha256(json.dumps(captions).encode()).hexdigest()[:12]
+    clips = arguments.work / f"clips-{len(captions)}-{digest}"
     for name in dict.fromkeys(["float", *arguments.variants]):
         folder = clips / VARIANTS[name].key()
         _generate(maker, VARIANTS[name], captions, arguments.seeds, folder)

@@ -13,6 +13,7 @@ import resource
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ptq4adm.calibration import Calibration
 from ptq4adm.calibration.prompts import default_prompts
 from ptq4adm.prompts import AugmentSettings, augment_prompts, find_domain
 from ptq4adm.prompts.generator import make_pool
+from ptq4adm.rounding.gptq import GptqSettings, gptq
 from ptq4adm.sensitivity import Sensitivity, assign_schemes, resize
 
 SIZE = 64  # (prompt, step) pairs that a strategy chooses
@@ -42,6 +44,7 @@ class Variant:
         strategy: which pairs are recorded; None for all.
         budget: share of float16 that an integer program may spend; None for the config's schemes.
         is_corrected: whether a line for every step and channel is fitted.
+        gptq: other settings than the default.
     """
 
     group: str
@@ -50,6 +53,7 @@ class Variant:
     strategy: str | None = None
     budget: float | None = None
     is_corrected: bool = False
+    gptq: GptqSettings | None = None
 
     def key(self) -> str:
         """Short name of everything that decides its clips."""
@@ -58,6 +62,8 @@ class Variant:
             # with the defaults: clips of other defaults are other clips
             config = ptq4adm.QuantConfig(**dict(self.config)).to_dict()
         about = asdict(self) | {"group": "", "config": config, "pairs": SIZE}
+        if self.gptq is None:
+            del about["gptq"]
         if config is not None and config["rounding"] in INPUTS:
             about["inputs"] = INPUTS[config["rounding"]]
         content = json.dumps(about, sort_keys=True)
@@ -85,6 +91,12 @@ VARIANTS: dict[str, Variant] = {
     "uniform, dynamic scales": Variant(_OPTION, UNIFORM | {"activation": "dynamic"}),
     "uniform, step correction": Variant(_OPTION, UNIFORM, is_corrected=True),
     "uniform, GPTQ": Variant(_OPTION, UNIFORM | GPTQ),
+    "uniform, GPTQ, bias shift": Variant(
+        _OPTION, UNIFORM | GPTQ, gptq=GptqSettings(has_bias_shift=True)
+    ),
+    "uniform, GPTQ, float inputs": Variant(
+        _OPTION, UNIFORM | GPTQ, gptq=GptqSettings(is_asymmetric=False)
+    ),
     "uniform, reconstruction": Variant(_OPTION, UNIFORM | TRAINED),
     "W4A8, groups of 64": Variant(_OPTION, {"group_size": 64}),
     "W4A8, GPTQ": Variant(_OPTION, GPTQ),
@@ -153,7 +165,13 @@ class Maker:
             sized = resize(errors, pipe, calibration, config)
             assignment = assign_schemes(sized, variant.budget)
         ptq4adm.quantize(
-            pipe, config, calibration, inputs=inputs, assignment=assignment, progress=False
+            pipe,
+            config,
+            calibration,
+            inputs=inputs,
+            assignment=assignment,
+            rounder=None if variant.gptq is None else partial(gptq, settings=variant.gptq),
+            progress=False,
         )
         if variant.is_corrected:
             pipe.correction = ptq4adm.fit_correction(
