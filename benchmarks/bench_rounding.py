@@ -53,7 +53,6 @@ VARIANTS = {
     "gptq, order of K": Variant(GptqSettings(act_order=False)),
     "gptq, damp 0.1": Variant(GptqSettings(damp=0.1)),
     "gptq, damp 0.001": Variant(GptqSettings(damp=0.001)),
-    "gptq, weighted scales": Variant(GptqSettings(scales="weighted")),
     "gptq, bias shift": Variant(GptqSettings(has_bias_shift=True)),
     "gptq, bias shift, 64 pairs": Variant(GptqSettings(has_bias_shift=True), pairs=64),
     "gptq, 64 MiB of moments": Variant(GptqSettings(budget=1 << 26)),

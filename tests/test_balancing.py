@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rounding_inputs import record_inputs
 from torch import Tensor, nn
 
 import ptq4adm
@@ -20,16 +21,8 @@ from ptq4adm.rounding import Replay
 def inputs(
     float_pipe: TextToAudioPipeline, tmp_path_factory: pytest.TempPathFactory
 ) -> ChosenInputs:
-    path = tmp_path_factory.mktemp("inputs") / "inputs.safetensors"
-    ptq4adm.calibrate(
-        float_pipe,
-        ["a dog barks"],
-        steps=2,
-        strategy="random",
-        size=2,
-        inputs=path,
-        progress=False,
-    )
+    folder = tmp_path_factory.mktemp("inputs")
+    _, path = record_inputs(float_pipe, folder, prompts=["a dog barks"], size=2)
     return ChosenInputs.load(path)
 
 

@@ -25,6 +25,16 @@ FEW = [
 ]
 
 
+@pytest.fixture
+def _no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test that gets as far as calibrating."""
+
+    def ran(*_: object, **__: object) -> None:
+        raise AssertionError("calibrated before everything was looked at")
+
+    monkeypatch.setattr("ptq4adm.quantization.calibrate", ran)
+
+
 @pytest.fixture(scope="module")
 def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
@@ -110,16 +120,10 @@ def test_quantize_measures_assigns_corrects_and_writes(
     assert torch.isfinite(pipe.denoise(pipe.encode_prompts(PROMPTS), steps=2)).all()
 
 
+@pytest.mark.usefixtures("_no_calibration")
 def test_a_budget_that_cannot_be_met_is_refused_before_anything_runs(
-    tiny_pipeline: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def ran(*_: object, **__: object) -> None:
-        raise AssertionError("calibrated before the budget was looked at")
-
-    monkeypatch.setattr("ptq4adm.quantization.calibrate", ran)
     out = ["-o", str(tmp_path / "out"), "--budget", "0.1", "--quiet"]
     for command in ("quantize", "sensitivity"):
         assert main([command, str(tiny_pipeline), *out]) == 1
@@ -128,16 +132,10 @@ def test_a_budget_that_cannot_be_met_is_refused_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("_no_calibration")
 def test_what_cannot_end_well_is_refused_before_anything_runs(
-    tiny_pipeline: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def ran(*_: object, **__: object) -> None:
-        raise AssertionError("calibrated before the options were looked at")
-
-    monkeypatch.setattr("ptq4adm.quantization.calibrate", ran)
     for arguments, message in (
         (["-o", str(tmp_path)], "is a folder; name a file"),
         (["-o", str(tmp_path / "s.json"), "--backend", "nonsense"], "nonsense"),

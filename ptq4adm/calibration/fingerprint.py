@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ptq4adm.errors import CalibrationMismatchError
+
 # elements hashed of each tensor, evenly spaced: changes of training or of another seed touch nearly
 # all of them
 _SAMPLES = 64
@@ -37,6 +39,26 @@ def fingerprint(denoiser: nn.Module) -> str:
         sample = flat[index.round().to(flat.device, torch.int64)].to("cpu", torch.float16)
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def check_fingerprint(denoiser: nn.Module, recorded: str, what: str, remedy: str) -> None:
+    """Refuse another model than the one that something was recorded on.
+
+    Args:
+        denoiser: the model at hand, not quantized.
+        recorded: fingerprint of the other.
+        what: was recorded, with its verb, for the message.
+        remedy: what to do about it.
+
+    Raises:
+        CalibrationMismatchError: if the fingerprints differ.
+    """
+    given = fingerprint(denoiser)
+    if given != recorded:
+        raise CalibrationMismatchError(
+            f"{what} on model {recorded[:12]}, this one is {given[:12]}: config, layers or weights "
+            f"differ; {remedy}"
+        )
 
 
 def _config(denoiser: nn.Module) -> dict[str, Any]:

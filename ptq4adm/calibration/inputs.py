@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ptq4adm.calibration.files import write_tensors
-from ptq4adm.calibration.fingerprint import fingerprint
-from ptq4adm.errors import CalibrationError, CalibrationMismatchError
+from ptq4adm.calibration.fingerprint import check_fingerprint
+from ptq4adm.errors import CalibrationError
 
 FORMAT = "ptq4adm-inputs"
 FORMAT_VERSION = 1
@@ -57,12 +57,9 @@ class ChosenInputs:
         Raises:
             CalibrationMismatchError: if weights or config differ.
         """
-        given = fingerprint(denoiser)
-        if given != self.fingerprint:
-            raise CalibrationMismatchError(
-                f"inputs were recorded on model {self.fingerprint[:12]}, this one is "
-                f"{given[:12]}: config, layers or weights differ; record this model's own"
-            )
+        check_fingerprint(
+            denoiser, self.fingerprint, "inputs were recorded", "record this model's own"
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all.

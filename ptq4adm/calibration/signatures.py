@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ptq4adm.calibration.files import write_json, write_tensors
-from ptq4adm.calibration.fingerprint import fingerprint
+from ptq4adm.calibration.fingerprint import check_fingerprint
 from ptq4adm.errors import CalibrationError, CalibrationMismatchError
 
 FORMAT = "ptq4adm-signatures"
@@ -70,12 +70,12 @@ class SignatureMeta:
         Raises:
             CalibrationMismatchError: if weights or settings differ; says which.
         """
-        given = fingerprint(denoiser)
-        if given != self.fingerprint:
-            raise CalibrationMismatchError(
-                f"calibration set was recorded on model {self.fingerprint[:12]}, this one is "
-                f"{given[:12]}: config, layers or weights differ; record this model's own"
-            )
+        check_fingerprint(
+            denoiser,
+            self.fingerprint,
+            "calibration set was recorded",
+            "record this model's own",
+        )
         settings = scheduler_settings(pipe)
         if settings != self.scheduler:
             raise CalibrationMismatchError(

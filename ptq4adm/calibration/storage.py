@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ptq4adm.calibration.files import write_tensors
-from ptq4adm.calibration.fingerprint import fingerprint
+from ptq4adm.calibration.fingerprint import check_fingerprint
 from ptq4adm.calibration.selection import Selection
-from ptq4adm.errors import CalibrationError, CalibrationMismatchError
+from ptq4adm.errors import CalibrationError
 from ptq4adm.quant.buckets import TimestepBuckets
 from ptq4adm.quant.observers import BINS, HistogramRecord, scale_table
 
@@ -130,13 +130,12 @@ class Calibration:
         Raises:
             CalibrationMismatchError: if its config, tensor names, shapes or values differ.
         """
-        given = fingerprint(denoiser)
-        if given != self.meta.fingerprint:
-            raise CalibrationMismatchError(
-                f"calibration was recorded on model {self.meta.fingerprint[:12]}, this one is "
-                f"{given[:12]}: "
-                "config, layers or weights differ; calibrate this model, before it is quantized"
-            )
+        check_fingerprint(
+            denoiser,
+            self.meta.fingerprint,
+            "calibration was recorded",
+            "calibrate this model, before it is quantized",
+        )
 
     def digest(self) -> str:
         """SHA-256 of everything in it, 16 hex digits: what a checkpoint keeps of it."""

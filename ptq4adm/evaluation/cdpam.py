@@ -11,11 +11,8 @@ first half of the channels is what is heard, the second what is said.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import io
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,16 +24,15 @@ from torch.nn import functional
 
 from ptq4adm.errors import (
     CheckpointError,
-    DependencyError,
-    MissingComponentError,
     ShapeError,
     UnsafeCheckpointError,
 )
 from ptq4adm.evaluation.embeddings import Embedded
+from ptq4adm.evaluation.wheels import WeightsPackage
 from ptq4adm.models.assign import build
 from ptq4adm.models.pickled import take
 
-_INSTALL = "pip install --no-deps cdpam==0.0.6"
+_PACKAGE = WeightsPackage("cdpam", "0.0.6")
 _FILE = "CDPAM_trained/scratchJNDdefault_best_model.pth"
 _HASH = "453c8b6edee1a94f0120236156436ff28fe4d8d884485e4a67695c8e8570bdfe"
 _LAYERS, _WIDTH, _TAPS = 16, 64, 15
@@ -69,13 +65,7 @@ class CdpamEmbedding:
     classes: tuple[str, ...] | None = None
 
     def __init__(self, weights: str | Path | None = None) -> None:
-        content = _content(_installed() if weights is None else Path(weights))
-        found = hashlib.sha256(content).hexdigest()
-        if found != _HASH:
-            raise CheckpointError(
-                f"cdpam: {_FILE} has sha256 {found[:16]}, needs {_HASH[:16]} of cdpam 0.0.6; "
-                f"damaged or another version: {_INSTALL}"
-            )
+        content = _PACKAGE.read(weights, _FILE, _HASH)
         self._network = cdpam_network(read_old_pickle(content, "state"))
 
     @torch.no_grad()
@@ -167,29 +157,3 @@ class _TensorUnpickler(pickle.Unpickler):
                 "it was run; get the file from its authors"
             )
         return super().find_class(module, name)
-
-
-def _installed() -> Path:
-    # asked for by its files: importing it would import librosa
-    spec = importlib.util.find_spec("cdpam")
-    places = [] if spec is None else list(spec.submodule_search_locations or ())
-    if not places:
-        raise DependencyError(
-            f"the embedding cdpam is not installed: {_INSTALL} (its dependencies are not needed), "
-            "or name its wheel or folder (--weights PATH)"
-        )
-    return Path(places[0])
-
-
-def _content(source: Path) -> bytes:
-    """The file of weights: in the package's folder, or in its wheel."""
-    try:
-        if source.is_dir():
-            return (source / _FILE).read_bytes()
-        with zipfile.ZipFile(source) as wheel:
-            return wheel.read(f"cdpam/{_FILE}")
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise MissingComponentError(
-            f"{source}: holds no {_FILE} ({error}); name the wheel of cdpam 0.0.6 or the folder of "
-            f"the package: {_INSTALL}"
-        ) from error

@@ -11,9 +11,6 @@ time, one dense layer. It reads log10(1 + 10^4 mel energy), 96 bins, frames of 5
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,14 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ptq4adm.errors import CheckpointError, ConfigError, DependencyError, MissingComponentError
+from ptq4adm.errors import CheckpointError, ConfigError
 from ptq4adm.evaluation.embeddings import Embedded
 from ptq4adm.evaluation.mel import mel_bank, mel_power
 from ptq4adm.evaluation.musicnn_tags import TAGS
 from ptq4adm.evaluation.tf_bundle import read_bundle
+from ptq4adm.evaluation.wheels import WeightsPackage
 from ptq4adm.models.assign import build
 
-_INSTALL = "pip install --no-deps musicnn==0.1.0"
+_PACKAGE = WeightsPackage("musicnn", "0.1.0")
 _FILES = (".index", ".data-00000-of-00001")
 # sha256 of the two files of each model in the wheel of musicnn 0.1.0
 _HASHES = {
@@ -74,7 +72,10 @@ class Musicnn:
         self.name = f"musicnn-{model}"
         self.weights = _HASHES[model][1]
         self.classes: tuple[str, ...] | None = TAGS[model]
-        index, data = _read(model, _installed() if weights is None else Path(weights))
+        index, data = (
+            _PACKAGE.read(weights, f"{model}_musicnn/{name}", sha256)
+            for name, sha256 in zip(_FILES, _HASHES[model], strict=True)
+        )
         self._network = musicnn_network(read_bundle(index, data))
         self._filters = mel_bank(_N_FFT, _N_MELS, 0.0, 8000.0)
 
@@ -175,45 +176,3 @@ def _norm(features: int, kind: type[nn.BatchNorm1d] | type[nn.BatchNorm2d]) -> n
 def _numbered(name: str, index: int) -> str:
     """TensorFlow numbers all but the first layer of a kind."""
     return f"{name}_{index}" if index else name
-
-
-def _installed() -> Path:
-    # asked for by its files: importing it would import TensorFlow
-    spec = importlib.util.find_spec("musicnn")
-    places = [] if spec is None else list(spec.submodule_search_locations or ())
-    if not places:
-        raise DependencyError(
-            f"the embedding musicnn is not installed: {_INSTALL} (its dependencies are old and not "
-            "needed), or name its wheel or folder (--weights PATH), or take the embedding "
-            "logmel-stats, which has no weights"
-        )
-    return Path(places[0])
-
-
-def _read(model: str, source: Path) -> tuple[bytes, bytes]:
-    """The two files of a model, after their hashes were checked."""
-    contents = []
-    for name, expected in zip(_FILES, _HASHES[model], strict=True):
-        content = _content(source, f"{model}_musicnn/{name}")
-        found = hashlib.sha256(content).hexdigest()
-        if found != expected:
-            raise CheckpointError(
-                f"{source}: {model}_musicnn/{name} has sha256 {found[:16]}, needs {expected[:16]} "
-                f"of musicnn 0.1.0; damaged or another version: {_INSTALL}"
-            )
-        contents.append(content)
-    return contents[0], contents[1]
-
-
-def _content(source: Path, name: str) -> bytes:
-    """One file of the package: in its folder, or in its wheel."""
-    try:
-        if source.is_dir():
-            return (source / name).read_bytes()
-        with zipfile.ZipFile(source) as wheel:
-            return wheel.read(f"musicnn/{name}")
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise MissingComponentError(
-            f"{source}: holds no {name} ({error}); name the wheel of musicnn 0.1.0 or the folder "
-            f"of the package: {_INSTALL}"
-        ) from error

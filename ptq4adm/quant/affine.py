@@ -65,7 +65,6 @@ def quantize_rows(
     bits: int,
     observer: str = "squared_error",
     group_size: int | None = None,
-    importance: Tensor | None = None,
 ) -> QuantizedRows:
     """Quantize weight rows by plain rounding.
 
@@ -76,14 +75,12 @@ def quantize_rows(
             clip ratios (0.30 to 1.00 in steps of 0.01; from 0.50 at 8 bits) whose squared error
             over the row is least; "p2.4" the one whose sum of |error|^2.4 is, which clips less.
         group_size: None, or 64 (4 bits only).
-        importance: what "squared_error" multiplies the squared error of every k with, float [K], at
-            least 0; None for 1.
 
     Returns:
         The integers and their scales.
 
     Raises:
-        ShapeError: if `rows` has another rank, or K does not fit the groups or the importance.
+        ShapeError: if `rows` has another rank, or K does not fit the groups.
         ConfigError: for other bits, observer or group size.
         NonFiniteError: if a weight is NaN or infinite.
     """
@@ -93,15 +90,9 @@ def quantize_rows(
         raise NonFiniteError(
             f"weight rows {list(rows.shape)} hold NaN or infinite values; repair the model first"
         )
-    if importance is not None:
-        if tuple(importance.shape) != (rows.shape[1],):
-            raise ShapeError(f"importance {list(importance.shape)}: needs [{rows.shape[1]}]")
-        # a mean of 1 keeps its products with small errors away from the least float
-        importance = importance.float() / importance.float().mean().clamp_min(1e-30)
     if group_size is not None:
-        return _quantize_groups(rows, observer, importance)
-    weights = None if importance is None else importance.expand(rows.shape)
-    w_scale = _choose_scale(rows, bits, observer, weights)
+        return _quantize_groups(rows, observer)
+    w_scale = _choose_scale(rows, bits, observer)
     return QuantizedRows(_round(rows, w_scale, bits), w_scale)
 
 
@@ -143,28 +134,25 @@ def _round(rows: Tensor, scale: Tensor, bits: int) -> Tensor:
     return (rows / scale[:, None]).round_().clamp_(QMIN[bits], QMAX[bits]).to(torch.int8)
 
 
-def _choose_scale(rows: Tensor, bits: int, observer: str, weights: Tensor | None = None) -> Tensor:
+def _choose_scale(rows: Tensor, bits: int, observer: str) -> Tensor:
     """Scale of each row, float32 [N]; the search is an exact minimum over the grid."""
     full = _absmax(rows) / QMAX[bits]
     if observer == "absmax":
         return full
     candidates = full[:, None] * _CLIP_RATIOS[bits].to(full.device)  # [N, C]
     power = ERROR_POWERS[observer]
-    best = _grid_errors(rows, candidates, bits, power, weights).argmin(dim=1, keepdim=True)
+    best = _grid_errors(rows, candidates, bits, power).argmin(dim=1, keepdim=True)
     return candidates.gather(1, best)[:, 0]
 
 
-def _grid_errors(
-    rows: Tensor, scales: Tensor, bits: int, power: float, weights: Tensor | None = None
-) -> Tensor:
-    """Sum of weighted |error|^power of each row under each of its C scales, float32 [N, C].
+def _grid_errors(rows: Tensor, scales: Tensor, bits: int, power: float) -> Tensor:
+    """Sum of |error|^power of each row under each of its C scales, float32 [N, C].
 
     Args:
         rows: float32 [N, K].
         scales: float32 [N, C], above 0, at least a hundredth of the scale that clips nothing.
         bits: 4 or 8.
         power: 2, or any number above 0.
-        weights: of every raised error, float32 [N, K]; None for 1.
     """
     errors = torch.empty_like(scales)
     step = max(1, _CHUNK // rows.shape[1])
@@ -179,20 +167,15 @@ def _grid_errors(
             error = w_q.mul_(scale).sub_(part)
             # a product is exact where it can be, and ten times cheaper than a power
             raised = error.mul_(error) if power == 2.0 else error.abs_().pow_(power)
-            if weights is not None:
-                raised.mul_(weights[start : start + step])
             errors[start : start + step, i] = raised.sum(dim=1)
     return errors
 
 
-def _quantize_groups(rows: Tensor, observer: str, importance: Tensor | None) -> QuantizedRows:
+def _quantize_groups(rows: Tensor, observer: str) -> QuantizedRows:
     """4 bits, a multiplier a group: the best channel scale of 7, each with its multipliers."""
     N, K = rows.shape
     groups = rows.reshape(N * (K // BLOCK_K), BLOCK_K)
-    weights = None
-    if importance is not None:
-        weights = importance.view(1, -1, BLOCK_K).expand(N, -1, -1).reshape(groups.shape)
-    wanted = _choose_scale(groups, 4, observer, weights).view(N, -1)  # [N, G]
+    wanted = _choose_scale(groups, 4, observer).view(N, -1)  # [N, G]
     base = wanted.amax(dim=1) / MAX_MULT  # the largest group gets multiplier 15
     if observer == "absmax":
         # the tolerance keeps an exact multiple from being pushed up by rounding of the division
@@ -205,7 +188,7 @@ def _quantize_groups(rows: Tensor, observer: str, importance: Tensor | None) -> 
         candidate = base * ratio
         scales = (candidate[:, None, None] * mults).expand(N, wanted.shape[1], MAX_MULT)
         grid = scales.reshape(-1, MAX_MULT)
-        errors, index = _grid_errors(groups, grid, 4, ERROR_POWERS[observer], weights).min(dim=1)
+        errors, index = _grid_errors(groups, grid, 4, ERROR_POWERS[observer]).min(dim=1)
         total = errors.view(N, -1).sum(dim=1)
         better = total < least
         least = torch.where(better, total, least)

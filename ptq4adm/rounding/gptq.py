@@ -16,8 +16,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ptq4adm.errors import ConfigError
-from ptq4adm.packing.layout import BLOCK_K, weight_to_rows
-from ptq4adm.quant.affine import QuantizedRows, quantize_rows
+from ptq4adm.packing.layout import weight_to_rows
+from ptq4adm.quant.affine import QuantizedRows
 from ptq4adm.quant.gptq import gptq_rows, shift_target
 from ptq4adm.rounding.hessian import Moments, collect, groups_within
 from ptq4adm.rounding.replay import Replay
@@ -35,8 +35,6 @@ class GptqSettings:
         block: columns after which the rest is updated.
         is_asymmetric: whether a layer makes up for what the layers before it changed; without it
             every layer is rounded for the float model's inputs, in one pass.
-        scales: "start" keeps the scales of plain rounding; "weighted" searches those whose squared
-            error, weighted by the diagonal of H, is least.
         has_bias_shift: whether the mean of a layer's output error goes into its bias, where it has
             one; the weights are then rounded for the moments about the mean.
         positions: kept of every sample and layer.
@@ -50,14 +48,11 @@ class GptqSettings:
     act_order: bool = True
     block: int = 128
     is_asymmetric: bool = True
-    scales: str = "start"
     has_bias_shift: bool = False
     positions: int = 64
     budget: int = 1 << 30
 
     def __post_init__(self) -> None:
-        if self.scales not in ("start", "weighted"):
-            raise ConfigError(f"scales: got {self.scales!r}, needs 'start' or 'weighted'")
         for name in ("damp", "block", "positions", "budget"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, needs more than 0")
@@ -112,18 +107,10 @@ def round_layer(task: LayerTask, moments: Moments, settings: GptqSettings) -> Qu
     rows = float_rows = weight_to_rows(task.layer.weight.detach().to(torch.float32), task.layout)
     if moments.cross is not None:
         rows = shift_target(rows, moments.hessian, moments.cross, damp=settings.damp)
-    start = task.start
-    if settings.scales == "weighted":
-        start = quantize_rows(
-            rows,
-            bits=task.bits,
-            group_size=None if start.w_mult is None else BLOCK_K,
-            importance=moments.hessian.diagonal(),
-        )
     found = gptq_rows(
         rows,
         moments.hessian,
-        start,
+        task.start,
         bits=task.bits,
         damp=settings.damp,
         block=settings.block,

@@ -21,9 +21,9 @@ from typing import Any
 
 from torch import nn
 
-from ptq4adm.calibration import fingerprint
 from ptq4adm.calibration.files import write_json
-from ptq4adm.errors import CalibrationError, CalibrationMismatchError
+from ptq4adm.calibration.fingerprint import check_fingerprint
+from ptq4adm.errors import CalibrationError
 
 FORMAT = "ptq4adm-sensitivity"
 FORMAT_VERSION = 1
@@ -100,12 +100,9 @@ class Sensitivity:
         Raises:
             CalibrationMismatchError: if weights or config differ.
         """
-        given = fingerprint(denoiser)
-        if given != self.fingerprint:
-            raise CalibrationMismatchError(
-                f"sensitivity was measured on model {self.fingerprint[:12]}, this one is "
-                f"{given[:12]}: config, layers or weights differ; measure this model"
-            )
+        check_fingerprint(
+            denoiser, self.fingerprint, "sensitivity was measured", "measure this model"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe content."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from scripts import load_script
 
 from ptq4adm.bench import kernels
 from ptq4adm.bench.kernels import KernelJob, measure
@@ -18,15 +17,6 @@ from ptq4adm.ops import cpu
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = [LayerShape("conv3x3", 1, 6, 5, 32, 16), LayerShape("linear", 1, 520, 1, 64, 16)]
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -190,21 +190,3 @@ def test_wrong_arguments_are_refused() -> None:
         quantize_rows(torch.randn(4, 65), bits=4, group_size=64)
     with pytest.raises(ShapeError, match=r"needs \[N, K\]"):
         quantize_rows(torch.randn(4, 4, 4), bits=4)
-
-
-@pytest.mark.parametrize("group_size", [None, 64])
-def test_importance_weighs_the_error_that_the_search_lowers(group_size: int | None) -> None:
-    rows, importance = torch.randn(6, 128), torch.rand(128) ** 8 * 1e-6
-    plain = quantize_rows(rows, bits=4, group_size=group_size)
-    even = quantize_rows(rows, bits=4, group_size=group_size, importance=torch.full((128,), 3.0))
-    assert torch.equal(even.w_q, plain.w_q)
-    weighted = quantize_rows(rows, bits=4, group_size=group_size, importance=importance)
-    errors = [
-        ((rows - found.dequantize()).square().double() * importance.double()).sum(dim=1)
-        for found in (plain, weighted)
-    ]
-    assert errors[1].sum() < 0.9 * errors[0].sum()
-    if group_size is None:
-        assert bool((errors[1] <= errors[0] * 1.001).all())
-    with pytest.raises(ShapeError, match="importance"):
-        quantize_rows(rows, bits=4, importance=importance[:5])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from rounding_inputs import make_task, record_inputs
 from torch import Tensor, nn
 
 import ptq4adm
@@ -17,7 +18,6 @@ from ptq4adm.config import ROUNDINGS
 from ptq4adm.errors import CalibrationError, CalibrationMismatchError, ConfigError, NonFiniteError
 from ptq4adm.packing.layout import KLayout, rows_to_weight, weight_to_rows
 from ptq4adm.quant.affine import QuantizedRows, quantize_rows
-from ptq4adm.quant.buckets import TimestepBuckets
 from ptq4adm.rounding import LayerTask, Replay, ShiftedRows
 from ptq4adm.rounding.activations import columns, fake_quantize
 from ptq4adm.rounding.gptq import GptqSettings, gptq
@@ -35,21 +35,7 @@ FEW |= {"mid_block.attentions.*": "w4a8", "*.time_emb_proj": "float"}
 def recorded(
     float_pipe: TextToAudioPipeline, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Calibration, Path]:
-    path = tmp_path_factory.mktemp("inputs") / "inputs.safetensors"
-    calibration = ptq4adm.calibrate(
-        float_pipe, PROMPTS, steps=2, strategy="random", size=4, inputs=path, progress=False
-    )
-    return calibration, path
-
-
-def make_task(
-    layer: nn.Linear | nn.Conv2d, segments: tuple[int, ...], x_scale: Tensor | None = None
-) -> LayerTask:
-    is_conv = isinstance(layer, nn.Conv2d)
-    layout = KLayout(segments, layer.kernel_size if is_conv else (1, 1))  # type: ignore[arg-type]
-    rows = weight_to_rows(layer.weight.detach(), layout)
-    buckets = None if x_scale is None else TimestepBuckets(100, (True, True))
-    return LayerTask("x", layer, layout, 4, quantize_rows(rows, bits=4), x_scale, buckets)
+    return record_inputs(float_pipe, tmp_path_factory.mktemp("inputs"))
 
 
 LAYERS = [

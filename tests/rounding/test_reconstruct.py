@@ -8,15 +8,14 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor, nn
+from rounding_inputs import make_task, record_inputs
+from torch import nn
 
 import ptq4adm
 from ptq4adm import Calibration, QuantConfig, TextToAudioPipeline
 from ptq4adm.calibration import ChosenInputs
 from ptq4adm.errors import CalibrationError, ConfigError, NonFiniteError
-from ptq4adm.packing.layout import KLayout, weight_to_rows
-from ptq4adm.quant.affine import quantize_rows
-from ptq4adm.quant.buckets import TimestepBuckets
+from ptq4adm.packing.layout import weight_to_rows
 from ptq4adm.rounding import LayerTask, Replay
 from ptq4adm.rounding.activations import fake_quantize
 from ptq4adm.rounding.methods import ROUNDERS
@@ -36,24 +35,8 @@ SHORT = ReconstructSettings(steps=24, rate=3e-3)
 def recorded(
     float_pipe: TextToAudioPipeline, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Calibration, ChosenInputs]:
-    path = tmp_path_factory.mktemp("inputs") / "inputs.safetensors"
-    calibration = ptq4adm.calibrate(
-        float_pipe, PROMPTS, steps=2, strategy="random", size=4, inputs=path, progress=False
-    )
+    calibration, path = record_inputs(float_pipe, tmp_path_factory.mktemp("inputs"))
     return calibration, ChosenInputs.load(path)
-
-
-def make_task(
-    layer: nn.Linear | nn.Conv2d, x_scale: Tensor | None = None, group_size: int | None = None
-) -> LayerTask:
-    is_conv = isinstance(layer, nn.Conv2d)
-    channels = layer.weight.shape[1]
-    segments = (channels,) if x_scale is None else (2, channels - 2)
-    layout = KLayout(segments, layer.kernel_size if is_conv else (1, 1))  # type: ignore[arg-type]
-    rows = weight_to_rows(layer.weight.detach(), layout)
-    start = quantize_rows(rows, bits=4, group_size=group_size)
-    buckets = None if x_scale is None else TimestepBuckets(100, (True, True))
-    return LayerTask("x", layer, layout, 4, start, x_scale, buckets)
 
 
 def make_tasks(
@@ -116,7 +99,7 @@ def test_an_input_s_gradient_stops_where_it_is_clipped(
 ) -> None:
     # bucket 1 is of timesteps 50 .. 99; the segments have 2 and 3 channels
     x_scale = torch.tensor([[9.0, 0.004], [9.0, 0.02]])
-    task, x = make_task(layer, x_scale), torch.randn(shape, requires_grad=True)
+    task, x = make_task(layer, (2, 3), x_scale), torch.randn(shape, requires_grad=True)
     out = torch.randn(shape)
     y = round_input(task, x, 60.0)
     (y * out).sum().backward()

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rounding_inputs import record_inputs
 from torch import Tensor, nn
 
 import ptq4adm
@@ -32,16 +33,8 @@ PROMPTS = ["a dog barks", "a bell rings"]
 def inputs(
     float_pipe: TextToAudioPipeline, tmp_path_factory: pytest.TempPathFactory
 ) -> ChosenInputs:
-    path = tmp_path_factory.mktemp("inputs") / "inputs.safetensors"
-    ptq4adm.calibrate(
-        float_pipe,
-        PROMPTS,
-        steps=4,
-        strategy="uniform-steps",
-        size=8,
-        inputs=path,
-        progress=False,
-    )
+    folder = tmp_path_factory.mktemp("inputs")
+    _, path = record_inputs(float_pipe, folder, steps=4, strategy="uniform-steps", size=8)
     return ChosenInputs.load(path)
 
 
