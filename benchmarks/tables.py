@@ -17,7 +17,6 @@ import cpu_tables
 import eval_tables
 import option_tables
 import prompt_tables
-import reconstruction_tables
 import rounding_tables
 from cpu_tables import markdown
 
@@ -80,6 +79,31 @@ def _step(row: dict[str, str]) -> str:
     return f"{float(row['float_step_s']):.2f} s / {float(row['w4a8_step_s']):.2f} s"
 
 
+def quantize_table() -> str:
+    """What the default job takes, newest row of each model."""
+    rows = list({row["model"]: row for row in read_rows(RESULTS / "quantize.csv")}.values())
+    header = [
+        "model",
+        "UNet of float16",
+        "layers",
+        "wall time, s",
+        "CPU time, s",
+        "peak memory, GB",
+    ]
+    lines = [
+        [
+            row["model"],
+            f"{float(row['unet_mb']) / float(row['unet_mb_float16']):.3f}",
+            row["layers"],
+            f"{float(row['seconds']):.0f}",
+            f"{float(row['cpu_seconds']):.0f}",
+            f"{float(row['peak_mb']) / 1e3:.1f}",
+        ]
+        for row in rows
+    ]
+    return markdown(header, lines, f"`benchmarks/bench_quantize.py`; {_where(rows[-1])}.")
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "size": size_table,
@@ -104,12 +128,13 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/quality.md": {
         f"eval-{name}": lambda group=group: eval_tables.comparison(RESULTS, [group])
         for name, group in eval_tables.GROUPS.items()
-    },
+    }
+    | {"quantize": quantize_table},
     "docs/reconstruction.md": {
-        "reconstruction": lambda: reconstruction_tables.variant_table(RESULTS),
+        "reconstruction": lambda: rounding_tables.reconstruction_table(RESULTS),
     },
     "docs/rounding.md": {
-        "rounding": lambda: rounding_tables.variant_table(RESULTS),
+        "rounding": lambda: rounding_tables.rounding_table(RESULTS),
     },
     "docs/prompts.md": {
         "prompts-reading": lambda: prompt_tables.reading_table(RESULTS),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -394,3 +396,9 @@ def test_shipped_is_the_default_model(
     assert _read(capsys)["rows"]
     assert main(["inspect", "shipped", "--json"]) == 0
     assert _read(capsys)["folder"] == str(tiny_pipeline)
+
+
+def test_the_package_runs_as_the_command() -> None:
+    command = [sys.executable, "-m", "ptq4adm", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"ptq4adm {ptq4adm.__version__}\n"
