@@ -63,7 +63,7 @@ def main() -> None:
     judge = Judge(
         real,
         classes,
-        dict.fromkeys(arguments.embeddings, arguments.musicnn),
+        dict(arguments.embeddings),
         ROOT / "training" / "classifier.npz",
         arguments.work / "embedded",
     )
@@ -118,13 +118,24 @@ def _read(folder: Path, seed: int) -> Clips:
         return Clips(torch.from_numpy(arrays["latents"]), waves)
 
 
+def _embedding(text: str) -> tuple[str, Path | None]:
+    name, separator, path = text.partition("=")
+    return name, Path(path) if separator else None
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, default=ROOT / "build" / "corpus-test")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "eval")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--embeddings", nargs="*", default=["musicnn-MTT"])
-    parser.add_argument("--musicnn", type=Path, default=ROOT / ".venv" / "musicnn" / "musicnn")
+    parser.add_argument(
+        "--embeddings",
+        nargs="*",
+        type=_embedding,
+        default=[("musicnn-MTT", ROOT / ".venv" / "musicnn" / "musicnn")],
+        metavar="NAME[=WEIGHTS]",
+        help="with the folder, wheel or file of its weights (default: musicnn-MTT)",
+    )
     parser.add_argument(
         "--sensitivity",
         type=Path,

@@ -81,6 +81,35 @@ def comparison(results: Path, groups: Sequence[str], names: Sequence[str] | None
     return markdown(header, lines, note)
 
 
+def embeddings_table(results: Path) -> str:
+    """Increase of the distance over float's in every embedding, variants that have all of them."""
+    path = results / "quality-eval.csv"
+    found: dict[str, dict[str, dict[str, Row]]] = {}
+    for row in read_rows(path) if path.is_file() else []:
+        found.setdefault(row["variant"], {}).setdefault(row["embedding"], {})[row["seed"]] = row
+    names = list(dict.fromkeys(name for by_name in found.values() for name in by_name))
+    whole = {variant: by_name for variant, by_name in found.items() if len(by_name) == len(names)}
+    if len(names) < 2 or _FLOAT not in whole:
+        return NOT_MEASURED
+    header = ["variant"]
+    for name in names:
+        header += [f"{name}: FD", "more than float", "FD to float"]
+    lines = []
+    for variant, by_name in whole.items():
+        cells = [_figures(list(by_name[name].values()))[:3] for name in names]
+        lines.append([variant, *(cell for figures in cells for cell in figures)])
+    rows = [
+        row for by_name in whole.values() for seeds in by_name.values() for row in seeds.values()
+    ]
+    last = max(rows, key=lambda row: row["date"])
+    note = (
+        f"{last['clips']} clips a variant and seed, {len({row['seed'] for row in rows})} seeds: "
+        "their mean (least to greatest). `benchmarks/eval_quality.py --embeddings`; "
+        f"{last['device']}, {last['date']} UTC."
+    )
+    return markdown(header, lines, note)
+
+
 def _figures(rows: Sequence[Row]) -> list[str]:
     cells = [_spread(rows, "fd", ".2f")]
     is_float = not rows[0].get("fd_increase")

@@ -129,7 +129,10 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         f"eval-{name}": lambda group=group: eval_tables.comparison(RESULTS, [group])
         for name, group in eval_tables.GROUPS.items()
     }
-    | {"quantize": quantize_table},
+    | {
+        "eval-embeddings": lambda: eval_tables.embeddings_table(RESULTS),
+        "quantize": quantize_table,
+    },
     "docs/reconstruction.md": {
         "reconstruction": lambda: rounding_tables.reconstruction_table(RESULTS),
     },

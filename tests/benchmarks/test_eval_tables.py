@@ -54,3 +54,21 @@ def test_rows_that_do_not_compare_make_no_table(
 ) -> None:
     with pytest.raises(SystemExit, match=message):
         _lines(tmp_path, rows)
+
+
+def test_embeddings_stand_side_by_side_for_variants_that_have_them(tmp_path: Path) -> None:
+    rows = [_float(0), _quantized(0), _quantized(0, variant="another")]
+    rows += [row | {"embedding": "cdpam", "fd": 0.5, "fd_to_float": 0.125} for row in rows[:2]]
+    append_rows(tmp_path / "quality-eval.csv", rows)
+    head, _, *lines, _, note = eval_tables.embeddings_table(tmp_path).splitlines()
+    assert head.count("FD to float") == 2
+    assert head.index("musicnn-MTT: FD") < head.index("cdpam: FD")
+    assert [line.split("|")[1].strip() for line in lines] == ["float", "W4A8"]
+    assert lines[1].count("+1.0%") == 2 * 3
+    assert "0.50 (0.50 to 0.50) | +1.0% (+1.0% to +1.0%) | 0.12 (0.12 to 0.12)" in lines[1]
+    assert "300 clips a variant and seed, 1 seeds" in note
+
+
+def test_one_embedding_makes_no_table_of_embeddings(tmp_path: Path) -> None:
+    append_rows(tmp_path / "quality-eval.csv", [_float(0), _quantized(0)])
+    assert eval_tables.embeddings_table(tmp_path) == eval_tables.NOT_MEASURED
