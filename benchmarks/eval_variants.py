@@ -44,7 +44,7 @@ class Variant:
         strategy: which pairs are recorded; None for all.
         budget: share of float16 that an integer program may spend; None for the config's schemes.
         is_corrected: whether a line for every step and channel is fitted.
-        gptq: other settings than the default.
+        gptq: its settings.
     """
 
     group: str
@@ -53,7 +53,7 @@ class Variant:
     strategy: str | None = None
     budget: float | None = None
     is_corrected: bool = False
-    gptq: GptqSettings | None = None
+    gptq: GptqSettings = field(default_factory=GptqSettings)
 
     def key(self) -> str:
         """Short name of everything that decides its clips."""
@@ -62,7 +62,7 @@ class Variant:
             # with the defaults: clips of other defaults are other clips
             config = ptq4adm.QuantConfig(**dict(self.config)).to_dict()
         about = asdict(self) | {"group": "", "config": config, "pairs": SIZE}
-        if self.gptq is None:
+        if config is None or config["rounding"] != "gptq":
             del about["gptq"]
         if config is not None and config["rounding"] in INPUTS:
             about["inputs"] = INPUTS[config["rounding"]]
@@ -91,15 +91,16 @@ VARIANTS: dict[str, Variant] = {
     "uniform, dynamic scales": Variant(_OPTION, UNIFORM | {"activation": "dynamic"}),
     "uniform, step correction": Variant(_OPTION, UNIFORM, is_corrected=True),
     "uniform, GPTQ": Variant(_OPTION, UNIFORM | GPTQ),
-    "uniform, GPTQ, bias shift": Variant(
-        _OPTION, UNIFORM | GPTQ, gptq=GptqSettings(has_bias_shift=True)
+    "uniform, GPTQ, no bias shift": Variant(
+        _OPTION, UNIFORM | GPTQ, gptq=GptqSettings(has_bias_shift=False)
     ),
-    "uniform, GPTQ, float inputs": Variant(
-        _OPTION, UNIFORM | GPTQ, gptq=GptqSettings(is_asymmetric=False)
+    "uniform, GPTQ, no bias shift, float inputs": Variant(
+        _OPTION, UNIFORM | GPTQ, gptq=GptqSettings(is_asymmetric=False, has_bias_shift=False)
     ),
     "uniform, reconstruction": Variant(_OPTION, UNIFORM | TRAINED),
     "W4A8, groups of 64": Variant(_OPTION, {"group_size": 64}),
     "W4A8, GPTQ": Variant(_OPTION, GPTQ),
+    "W4A8, GPTQ, no bias shift": Variant(_OPTION, GPTQ, gptq=GptqSettings(has_bias_shift=False)),
     "W4A8, reconstruction": Variant(_OPTION, TRAINED),
     "budget 0.29": Variant(_BUDGET, budget=0.29),
     "budget 0.30": Variant(_BUDGET, budget=0.30),
@@ -170,7 +171,7 @@ class Maker:
             calibration,
             inputs=inputs,
             assignment=assignment,
-            rounder=None if variant.gptq is None else partial(gptq, settings=variant.gptq),
+            rounder=partial(gptq, settings=variant.gptq) if config.rounding == "gptq" else None,
             progress=False,
         )
         if variant.is_corrected:

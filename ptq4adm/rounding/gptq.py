@@ -48,7 +48,7 @@ class GptqSettings:
     act_order: bool = True
     block: int = 128
     is_asymmetric: bool = True
-    has_bias_shift: bool = False
+    has_bias_shift: bool = True
     positions: int = 64
     budget: int = 1 << 30
 
