@@ -94,6 +94,9 @@ VARIANTS: dict[str, Variant] = {
     "uniform, GPTQ, no bias shift": Variant(
         _OPTION, UNIFORM | GPTQ, gptq=GptqSettings(has_bias_shift=False)
     ),
+    "uniform, GPTQ, float inputs": Variant(
+        _OPTION, UNIFORM | GPTQ, gptq=GptqSettings(is_asymmetric=False)
+    ),
     "uniform, GPTQ, no bias shift, float inputs": Variant(
         _OPTION, UNIFORM | GPTQ, gptq=GptqSettings(is_asymmetric=False, has_bias_shift=False)
     ),
@@ -101,10 +104,14 @@ VARIANTS: dict[str, Variant] = {
     "W4A8, groups of 64": Variant(_OPTION, {"group_size": 64}),
     "W4A8, GPTQ": Variant(_OPTION, GPTQ),
     "W4A8, GPTQ, no bias shift": Variant(_OPTION, GPTQ, gptq=GptqSettings(has_bias_shift=False)),
+    "W4A8, GPTQ, float inputs": Variant(_OPTION, GPTQ, gptq=GptqSettings(is_asymmetric=False)),
     "W4A8, reconstruction": Variant(_OPTION, TRAINED),
     "budget 0.29": Variant(_BUDGET, budget=0.29),
     "budget 0.30": Variant(_BUDGET, budget=0.30),
     "budget 0.30, GPTQ": Variant(_BUDGET, GPTQ, budget=0.30),
+    "budget 0.30, GPTQ, no bias shift": Variant(
+        _BUDGET, GPTQ, budget=0.30, gptq=GptqSettings(has_bias_shift=False)
+    ),
     "budget 0.30, reconstruction": Variant(_BUDGET, TRAINED, budget=0.30),
     "budget 0.35": Variant(_BUDGET, budget=0.35),
     "budget 0.40": Variant(_BUDGET, budget=0.40),
