@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cpu_tables import markdown
+from eval_variants import VARIANTS
 
 from ptq4adm.bench import read_rows
 
@@ -62,10 +63,9 @@ def comparison(results: Path, groups: Sequence[str], names: Sequence[str] | None
     header = ["variant", "UNet of float16", f"FD, {embedding}", "more than float", "FD to float"]
     header += ["right class", "latent SQNR, dB", "mel distance, dB", "minutes to make"]
     lines = []
-    order = dict.fromkeys(
+    for name in _in_order(
         row["variant"] for group in groups for row in rows if row["group"] == group
-    )
-    for name in order:
+    ):
         mine = [r for r in rows if r["variant"] == name and r["embedding"] == embedding]
         lines.append([name, f"{float(mine[0]['unet_mb']) / sizes[0]:.3f}", *_figures(mine)])
     last = rows[-1]
@@ -79,6 +79,13 @@ def comparison(results: Path, groups: Sequence[str], names: Sequence[str] | None
         f"{last['date']} UTC."
     )
     return markdown(header, lines, note)
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Each once, as eval_variants.py lists them; others after those."""
+    listed = list(VARIANTS)
+    found = dict.fromkeys(names)
+    return [*(name for name in listed if name in found), *(n for n in found if n not in VARIANTS)]
 
 
 def embeddings_table(results: Path) -> str:
@@ -95,8 +102,8 @@ def embeddings_table(results: Path) -> str:
     for name in names:
         header += [f"{name}: FD", "more than float", "FD to float"]
     lines = []
-    for variant, by_name in whole.items():
-        cells = [_figures(list(by_name[name].values()))[:3] for name in names]
+    for variant in _in_order(whole):
+        cells = [_figures(list(whole[variant][name].values()))[:3] for name in names]
         lines.append([variant, *(cell for figures in cells for cell in figures)])
     rows = [
         row for by_name in whole.values() for seeds in by_name.values() for row in seeds.values()

@@ -45,6 +45,7 @@ class Variant:
         budget: share of float16 that an integer program may spend; None for the config's schemes.
         is_corrected: whether a line for every step and channel is fitted.
         gptq: its settings.
+        inputs: strategy and number of the pairs that a rounding sees; None for those of `INPUTS`.
     """
 
     group: str
@@ -54,6 +55,7 @@ class Variant:
     budget: float | None = None
     is_corrected: bool = False
     gptq: GptqSettings = field(default_factory=GptqSettings)
+    inputs: tuple[str, int] | None = None
 
     def key(self) -> str:
         """Short name of everything that decides its clips."""
@@ -64,8 +66,9 @@ class Variant:
         about = asdict(self) | {"group": "", "config": config, "pairs": SIZE}
         if config is None or config["rounding"] != "gptq":
             del about["gptq"]
+        del about["inputs"]
         if config is not None and config["rounding"] in INPUTS:
-            about["inputs"] = INPUTS[config["rounding"]]
+            about["inputs"] = self.inputs or INPUTS[config["rounding"]]
         content = json.dumps(about, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
@@ -105,6 +108,9 @@ VARIANTS: dict[str, Variant] = {
     "W4A8, GPTQ": Variant(_OPTION, GPTQ),
     "W4A8, GPTQ, no bias shift": Variant(_OPTION, GPTQ, gptq=GptqSettings(has_bias_shift=False)),
     "W4A8, GPTQ, float inputs": Variant(_OPTION, GPTQ, gptq=GptqSettings(is_asymmetric=False)),
+    "W4A8, GPTQ, float inputs, uniform steps": Variant(
+        _OPTION, GPTQ, gptq=GptqSettings(is_asymmetric=False), inputs=("uniform-steps", 256)
+    ),
     "W4A8, reconstruction": Variant(_OPTION, TRAINED),
     "budget 0.29": Variant(_BUDGET, budget=0.29),
     "budget 0.30": Variant(_BUDGET, budget=0.30),
@@ -164,7 +170,7 @@ class Maker:
             calibration, seconds = self._calibration(pipe, variant)
         inputs = None
         if config.rounding != "nearest":
-            inputs, more = self._inputs(pipe, config.rounding)
+            inputs, more = self._inputs(pipe, *(variant.inputs or INPUTS[config.rounding]))
             seconds += more
         start = time.monotonic()
         assignment = None
@@ -187,10 +193,11 @@ class Maker:
             )
         return pipe, Cost(seconds + time.monotonic() - start, _peak_mb())
 
-    def _inputs(self, pipe: ptq4adm.TextToAudioPipeline, rounding: str) -> tuple[Path, float]:
+    def _inputs(
+        self, pipe: ptq4adm.TextToAudioPipeline, strategy: str, size: int
+    ) -> tuple[Path, float]:
         """What a rounding looks at: pairs of the pool, whatever the ranges are recorded of."""
-        strategy, size = INPUTS[rounding]
-        path = self.work / f"inputs-{rounding}.safetensors"
+        path = self.work / f"inputs-{strategy}-{size}.safetensors"
         times = path.with_suffix(".json")
         if not times.is_file():
             start = time.monotonic()

@@ -10,7 +10,8 @@ from scripts import load_script
 
 from ptq4adm.bench import append_rows
 
-load_script("cpu_tables")  # which the script imports
+for imported in ("cpu_tables", "eval_variants"):
+    load_script(imported)
 eval_tables = load_script("eval_tables")
 ABOUT = {"group": "baseline", "clips": 300, "embedding": "musicnn-MTT", "device": "a CPU"}
 ABOUT |= {"date": "2026-01-02", "made_by": "abc", "unet_mb": 20.0, "seconds": 0.0}
