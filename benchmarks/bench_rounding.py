@@ -49,16 +49,14 @@ VARIANTS = {
     "nearest": Variant(None),
     "gptq": Variant(GptqSettings()),
     "gptq, 64 pairs": Variant(GptqSettings(), pairs=64),
-    "gptq, inputs of the float model": Variant(GptqSettings(is_asymmetric=False)),
-    "gptq, no bias shift, inputs of the float model": Variant(
-        GptqSettings(is_asymmetric=False, has_bias_shift=False)
+    "gptq, no bias shift": Variant(GptqSettings(has_bias_shift=False)),
+    "gptq, inputs of the quantized model": Variant(GptqSettings(is_asymmetric=True)),
+    "gptq, inputs of the quantized model, no bias shift": Variant(
+        GptqSettings(is_asymmetric=True, has_bias_shift=False)
     ),
     "gptq, order of K": Variant(GptqSettings(act_order=False)),
     "gptq, damp 0.1": Variant(GptqSettings(damp=0.1)),
     "gptq, damp 0.001": Variant(GptqSettings(damp=0.001)),
-    "gptq, no bias shift": Variant(GptqSettings(has_bias_shift=False)),
-    "gptq, no bias shift, 64 pairs": Variant(GptqSettings(has_bias_shift=False), pairs=64),
-    "gptq, 64 MiB of moments": Variant(GptqSettings(budget=1 << 26)),
     "gptq, 256 positions": Variant(GptqSettings(positions=256)),
     "nearest, groups of 64": Variant(None, config={"group_size": 64}),
     "gptq, groups of 64": Variant(GptqSettings(), config={"group_size": 64}),

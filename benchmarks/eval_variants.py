@@ -12,7 +12,7 @@ import random
 import resource
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,8 @@ UNIFORM = {"protect_sensitive": False}
 ABSMAX = {"activation_observer": "absmax"}
 GPTQ = {"rounding": "gptq"}
 TRAINED = {"rounding": "reconstruct"}
+ASYMMETRIC = GptqSettings(is_asymmetric=True)
+NO_SHIFT = GptqSettings(has_bias_shift=False)
 _BASELINE, _OPTION, _BUDGET, _SET, _PROMPTS = (
     "baseline",
     "one option",
@@ -94,30 +96,21 @@ VARIANTS: dict[str, Variant] = {
     "uniform, dynamic scales": Variant(_OPTION, UNIFORM | {"activation": "dynamic"}),
     "uniform, step correction": Variant(_OPTION, UNIFORM, is_corrected=True),
     "uniform, GPTQ": Variant(_OPTION, UNIFORM | GPTQ),
-    "uniform, GPTQ, no bias shift": Variant(
-        _OPTION, UNIFORM | GPTQ, gptq=GptqSettings(has_bias_shift=False)
-    ),
-    "uniform, GPTQ, float inputs": Variant(
-        _OPTION, UNIFORM | GPTQ, gptq=GptqSettings(is_asymmetric=False)
-    ),
-    "uniform, GPTQ, no bias shift, float inputs": Variant(
-        _OPTION, UNIFORM | GPTQ, gptq=GptqSettings(is_asymmetric=False, has_bias_shift=False)
+    "uniform, GPTQ, no bias shift": Variant(_OPTION, UNIFORM | GPTQ, gptq=NO_SHIFT),
+    "uniform, GPTQ, quantized inputs": Variant(_OPTION, UNIFORM | GPTQ, gptq=ASYMMETRIC),
+    "uniform, GPTQ, quantized inputs, no bias shift": Variant(
+        _OPTION, UNIFORM | GPTQ, gptq=replace(ASYMMETRIC, has_bias_shift=False)
     ),
     "uniform, reconstruction": Variant(_OPTION, UNIFORM | TRAINED),
     "W4A8, groups of 64": Variant(_OPTION, {"group_size": 64}),
     "W4A8, GPTQ": Variant(_OPTION, GPTQ),
-    "W4A8, GPTQ, no bias shift": Variant(_OPTION, GPTQ, gptq=GptqSettings(has_bias_shift=False)),
-    "W4A8, GPTQ, float inputs": Variant(_OPTION, GPTQ, gptq=GptqSettings(is_asymmetric=False)),
-    "W4A8, GPTQ, float inputs, uniform steps": Variant(
-        _OPTION, GPTQ, gptq=GptqSettings(is_asymmetric=False), inputs=("uniform-steps", 256)
-    ),
+    "W4A8, GPTQ, 256 pairs of uniform steps": Variant(_OPTION, GPTQ, inputs=("uniform-steps", 256)),
+    "W4A8, GPTQ, quantized inputs": Variant(_OPTION, GPTQ, gptq=ASYMMETRIC),
     "W4A8, reconstruction": Variant(_OPTION, TRAINED),
     "budget 0.29": Variant(_BUDGET, budget=0.29),
     "budget 0.30": Variant(_BUDGET, budget=0.30),
     "budget 0.30, GPTQ": Variant(_BUDGET, GPTQ, budget=0.30),
-    "budget 0.30, GPTQ, no bias shift": Variant(
-        _BUDGET, GPTQ, budget=0.30, gptq=GptqSettings(has_bias_shift=False)
-    ),
+    "budget 0.30, GPTQ, quantized inputs": Variant(_BUDGET, GPTQ, budget=0.30, gptq=ASYMMETRIC),
     "budget 0.30, reconstruction": Variant(_BUDGET, TRAINED, budget=0.30),
     "budget 0.35": Variant(_BUDGET, budget=0.35),
     "budget 0.40": Variant(_BUDGET, budget=0.40),

@@ -1,9 +1,9 @@
-"""GPTQ over a denoiser: layers in the order of their calls, each on the inputs it will really read.
+"""GPTQ over a denoiser: layers in the order of their calls, in groups that share a replay.
 
-The inputs of a layer are those of a copy of the model in which the layers before it are rounded
-already and every input is quantized to 8 bits (`ptq4adm.rounding.twin`), while what it is to
-come close to is the float layer's output on the float model's inputs. A group of layers shares one
-replay: inside of it the copy still has float weights.
+Every layer is rounded for the inputs that it has in the float model. With `is_asymmetric` they are
+those of a copy in which the layers before it are rounded already and every input is quantized to 8
+bits (`ptq4adm.rounding.twin`), while what it is to come close to stays the float layer's output on
+the float model's inputs; inside of a group the copy still has float weights.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class GptqSettings:
         damp: added to the diagonal of H, as a share of its mean.
         act_order: weights of large inputs first.
         block: columns after which the rest is updated.
-        is_asymmetric: whether a layer makes up for what the layers before it changed; without it
-            every layer is rounded for the float model's inputs, in one pass.
+        is_asymmetric: whether a layer makes up for what the layers before it changed; twice the
+            time, and not better (docs/quality.md).
         has_bias_shift: whether the mean of a layer's output error goes into its bias, where it has
             one; the weights are then rounded for the moments about the mean.
         positions: kept of every sample and layer.
@@ -47,7 +47,7 @@ class GptqSettings:
     damp: float = 0.01
     act_order: bool = True
     block: int = 128
-    is_asymmetric: bool = True
+    is_asymmetric: bool = False
     has_bias_shift: bool = True
     positions: int = 64
     budget: int = 1 << 30

@@ -202,9 +202,9 @@ def test_it_lowers_the_output_error_and_changes_no_model() -> None:
         net, tasks, replay = _chain()
         before = {k: v.clone() for k, v in net.state_dict().items()}
         plain += _error(net, tasks, {t.name: t.start for t in tasks}, replay)
-        one = gptq(net, tasks, replay, settings=GptqSettings(is_asymmetric=False), progress=False)
+        one = gptq(net, tasks, replay, progress=False)
         # one layer a group: the second knows what became of the first
-        settings = GptqSettings(budget=1)
+        settings = GptqSettings(is_asymmetric=True, budget=1)
         two = gptq(net, tasks, replay, settings=settings, progress=False)
         assert two["unused"] is one["unused"] is tasks[2].start
         symmetric += _error(net, tasks, one, replay)
@@ -316,7 +316,7 @@ def test_every_method_has_a_name_in_the_config() -> None:
 def test_a_bias_takes_the_mean_of_the_error() -> None:
     net, tasks, replay = _chain()
     net.last.bias = nn.Parameter(torch.randn(8), requires_grad=False)
-    settings = GptqSettings(has_bias_shift=True, budget=1)
+    settings = GptqSettings(is_asymmetric=True, budget=1)
     found = gptq(net, tasks, replay, settings=settings, progress=False)
     assert not isinstance(found["first"], ShiftedRows)  # it has no bias
     last = found["last"]
