@@ -22,7 +22,10 @@ GROUPS = {
     "sets": "calibration set",
     "prompts": "calibration prompts",
 }
-_SHORT = ("float", "W8A8", "W4A8", "W4A8, uniform", "W4A8, reconstruction", "budget 0.30")
+_SHORT = (
+    *("float", "W8A8", "W4A8", "W4A8, uniform"),
+    *("W4A8, GPTQ", "W4A8, reconstruction", "budget 0.30", "budget 0.30, GPTQ"),
+)
 
 
 def short_table(results: Path) -> str:
