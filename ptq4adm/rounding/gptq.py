@@ -1,9 +1,9 @@
 """GPTQ over a denoiser: layers in the order of their calls, in groups that share a replay.
 
-Every layer is rounded for the inputs that it has in the float model. With `is_asymmetric` they are
-those of a copy in which the layers before it are rounded already and every input is quantized to 8
-bits (`ptq4adm.rounding.twin`), while what it is to come close to stays the float layer's output on
-the float model's inputs; inside of a group the copy still has float weights.
+Every layer is rounded for the inputs that it has in the float model, quantized to 8 bits. With
+`is_asymmetric` they are those of a copy in which the layers before it are rounded already
+(`ptq4adm.rounding.twin`), while what it is to come close to stays the float layer's output on the
+float model's inputs; inside of a group the copy still has float weights.
 """
 
 from __future__ import annotations

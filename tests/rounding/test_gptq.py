@@ -10,6 +10,7 @@ import pytest
 import torch
 from rounding_inputs import make_task, record_inputs
 from torch import Tensor, nn
+from torch.nn import functional
 
 import ptq4adm
 from ptq4adm import Calibration, QuantConfig, TextToAudioPipeline
@@ -331,3 +332,19 @@ def test_a_bias_takes_the_mean_of_the_error() -> None:
     assert float(mean.abs().max()) < 1e-4 * float(torch.cat(errors).abs().max())
     assert last.bias_shift is not None
     assert bool(last.bias_shift.abs().max() > 0.001)
+
+
+def test_a_bias_takes_the_mean_of_a_layers_own_error_by_default() -> None:
+    net, tasks, replay = _chain()
+    net.last.bias = nn.Parameter(torch.randn(8), requires_grad=False)
+    inputs: list[Tensor] = []
+    with net.last.register_forward_hook(lambda _, args, __: inputs.append(args[0])):
+        for batch in replay.batches():
+            replay.call(net, batch)
+    found = gptq(net, tasks, replay, progress=False)["last"]
+    assert isinstance(found, ShiftedRows)
+    weight = rows_to_weight(found.dequantize(), tasks[0].layout).flatten(1)
+    x = torch.cat([fake_quantize(tasks[0], x, 7.0) for x in inputs])
+    error = functional.linear(x, net.last.weight - weight).mean(dim=0)
+    torch.testing.assert_close(found.bias_shift, error, rtol=1e-4, atol=1e-6)
+    assert float(error.abs().max()) > 0.001
