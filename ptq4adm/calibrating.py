@@ -28,6 +28,7 @@ from ptq4adm.calibration import (
 )
 from ptq4adm.calibration.prompts import check_prompts
 from ptq4adm.calibration.signatures import scheduler_settings
+from ptq4adm.config import DEFAULT_BUCKETS
 from ptq4adm.errors import ConfigError
 from ptq4adm.models import find_adapter
 from ptq4adm.nn.replace import check_finite
@@ -36,7 +37,6 @@ from ptq4adm.protocols import DenoiserAdapter, SamplingDefaults
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_BUCKETS = 10
 # unless told: scales belong to buckets of timesteps, and more steps fall into the same ones
 _MOST_STEPS = 25
 

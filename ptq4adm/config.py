@@ -23,6 +23,10 @@ ACTIVATION_MODES = ("static", "dynamic")
 ACTIVATION_OBSERVERS = ("absmax", "percentile", "squared_error", "p2.4")
 # "nearest" looks at a weight alone; the others are those of ptq4adm.rounding.methods
 ROUNDINGS = ("nearest", "gptq", "reconstruct")
+# timestep buckets of a calibration; at most as many as there are steps
+DEFAULT_BUCKETS = 10
+# (prompt, step) pairs that layers' errors are measured on
+DEFAULT_PAIRS = 32
 
 
 class Scheme(str, Enum):

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ptq4adm.calibrating import DEFAULT_BUCKETS, calibrate, check_float
+from ptq4adm.calibrating import calibrate, check_float
 from ptq4adm.calibration import Calibration, ChosenInputs
-from ptq4adm.config import QuantConfig, Scheme
+from ptq4adm.config import DEFAULT_BUCKETS, QuantConfig, Scheme
 from ptq4adm.errors import (
     CalibrationError,
     CalibrationMismatchError,

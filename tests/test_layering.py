@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "floating": {"dispatch", "nn", "models"},
     "calibrating": {
-        "errors", "protocols", "packing.checkpoint", "calibration", "nn", "models",
+        "errors", "protocols", "config", "packing.checkpoint", "calibration", "nn", "models",
     },
     "balancing": {"errors", "calibrating", "calibration", "nn", "rounding"},
     "correcting": {"errors", "calibration", "packing.checkpoint", "models"},

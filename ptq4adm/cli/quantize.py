@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptq4adm.calibrating import DEFAULT_BUCKETS
 from ptq4adm.cli import sensitivity
 from ptq4adm.cli.options import (
     SHIPPED,
@@ -28,7 +27,7 @@ from ptq4adm.cli.quantize_options import (
     add_scheme_options,
     check_options,
 )
-from ptq4adm.config import QuantConfig
+from ptq4adm.config import DEFAULT_BUCKETS, QuantConfig
 
 if TYPE_CHECKING:
     from ptq4adm.calibration import Calibration, Selection

@@ -6,12 +6,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ptq4adm.calibrating import DEFAULT_BUCKETS
-from ptq4adm.calibration import STRATEGIES
 from ptq4adm.cli import sensitivity
 from ptq4adm.cli.options import add_layer_options, whole_number
-from ptq4adm.config import ROUNDINGS, QuantConfig
+from ptq4adm.config import DEFAULT_BUCKETS, ROUNDINGS, QuantConfig
 
+# the names of ptq4adm.calibration.STRATEGIES, which a machine with torch alone cannot import
+_STRATEGIES = (
+    "random",
+    "uniform-steps",
+    "skewed-steps",
+    "density-diversity",
+    "activation-aware",
+)
 _DEFAULT_STRATEGY = "activation-aware"
 
 
@@ -117,7 +123,7 @@ def add_calibration_options(parser: argparse.ArgumentParser) -> None:
 def _add_choice_options(group: Any) -> None:
     group.add_argument(
         "--strategy",
-        choices=STRATEGIES,
+        choices=_STRATEGIES,
         help="record chosen (prompt, step) pairs only, chosen in this way (default: all pairs)",
     )
     group.add_argument(

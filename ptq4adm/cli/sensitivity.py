@@ -22,8 +22,7 @@ from ptq4adm.cli.options import (
     set_threads,
     whole_number,
 )
-from ptq4adm.config import QuantConfig
-from ptq4adm.sensitivity import DEFAULT_PAIRS
+from ptq4adm.config import DEFAULT_PAIRS, QuantConfig
 
 if TYPE_CHECKING:
     from ptq4adm.calibration import Calibration

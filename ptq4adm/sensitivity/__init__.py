@@ -11,11 +11,10 @@ from ptq4adm.sensitivity.assign import (
     pareto_curve,
     predicted_error,
 )
-from ptq4adm.sensitivity.measure import DEFAULT_PAIRS, measure_sensitivity, output_error, resize
+from ptq4adm.sensitivity.measure import measure_sensitivity, output_error, resize
 from ptq4adm.sensitivity.result import LayerSensitivity, ParetoPoint, Sensitivity
 
 __all__ = [
-    "DEFAULT_PAIRS",
     "LayerSensitivity",
     "ParetoPoint",
     "Sensitivity",

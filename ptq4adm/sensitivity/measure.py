@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ptq4adm.calibration import Calibration, ChosenInputs
-from ptq4adm.config import QuantConfig
+from ptq4adm.config import DEFAULT_PAIRS, QuantConfig
 from ptq4adm.errors import CalibrationError, ConfigError, NonFiniteError
 from ptq4adm.models import find_adapter
 from ptq4adm.nn import StepIndex, attach_step_hook
@@ -29,8 +29,6 @@ from ptq4adm.quantization import PlanRow, QuantPlan, plan
 from ptq4adm.replacing import planned_layer
 from ptq4adm.rounding import Replay
 from ptq4adm.sensitivity.result import MEASURED, SCHEMES, LayerSensitivity, Sensitivity
-
-DEFAULT_PAIRS = 32
 
 
 def measure_sensitivity(
