@@ -46,7 +46,8 @@ def main() -> None:
             _, status, usage = os.wait4(job.pid, 0)
             seconds = time.monotonic() - start
             if status:
-                raise SystemExit(f"{' '.join(command)}: ended with {status}")
+                code = os.waitstatus_to_exitcode(status)
+                raise SystemExit(f"{' '.join(command)}: ended with {code}")
             output.seek(0)
             result = json.load(output)
     row = {

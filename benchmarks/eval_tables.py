@@ -86,9 +86,8 @@ def comparison(results: Path, groups: Sequence[str], names: Sequence[str] | None
 
 def _in_order(names: Iterable[str]) -> list[str]:
     """Each once, as eval_variants.py lists them; others after those."""
-    listed = list(VARIANTS)
     found = dict.fromkeys(names)
-    return [*(name for name in listed if name in found), *(n for n in found if n not in VARIANTS)]
+    return [*(n for n in VARIANTS if n in found), *(n for n in found if n not in VARIANTS)]
 
 
 def embeddings_table(results: Path) -> str:

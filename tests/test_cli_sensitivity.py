@@ -144,6 +144,16 @@ def test_what_cannot_end_well_is_refused_before_anything_runs(
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("_no_calibration")
+def test_a_calibration_that_cannot_be_kept_is_refused_before_it_is_made(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["-o", str(tmp_path / "out"), "--save-calibration", str(tmp_path), "--quiet"]
+    assert main(["quantize", str(tiny_pipeline), *options]) == 1
+    assert "is a folder; name a file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_options_that_do_not_fit_are_wrong_command_lines(
     file: Path, tiny_pipeline: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

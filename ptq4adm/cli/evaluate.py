@@ -130,24 +130,21 @@ def describe(result: Evaluation) -> str:
 
 def _clips(args: argparse.Namespace, name: str) -> ClipSet:
     """The clips of one side."""
-    from ptq4adm.evaluation.clips import read_folder
-
-    return read_folder(Path(name)) if _is_recorded(name) else _generate(args, name)
-
-
-def _is_recorded(name: str) -> bool:
-    """Whether a side is a folder of clips, or nothing at all, and no pipeline."""
-    from ptq4adm.evaluation.clips import has_wav_files
+    from ptq4adm.evaluation.clips import has_wav_files, read_folder
 
     path = Path(name)
     is_empty = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    return name != SHIPPED and (is_empty or has_wav_files(path))
+    if name != SHIPPED and (is_empty or has_wav_files(path)):
+        return read_folder(path)
+    return _generate(args, name)
 
 
 def _check_options(args: argparse.Namespace) -> None:
     """Refuse what would have no effect."""
+    from ptq4adm.evaluation.clips import has_wav_files
+
     given = [name for name in _OF_PIPELINES if getattr(args, name) is not None]
-    if given and all(_is_recorded(name) for name in (args.reference, args.test)):
+    if given and all(has_wav_files(Path(name)) for name in (args.reference, args.test)):
         raise ConfigError(
             f"--{given[0]}: is for clips that a pipeline makes, and {args.reference} and "
             f"{args.test} are folders of clips; leave it out, or name a pipeline"

@@ -176,8 +176,8 @@ def _gather(answer: _Answer, state: Any) -> list[_Answer]:
 
     accelerate's `gather_object` leaves its tensors to a thread of gloo, which lets go of them after
     it has answered and needs the interpreter for it: a script that ended at that moment ended in
-    std::terminate, once in about 15 runs. Here the works that own them are kept until the next
-    call, so the thread is never the last to let go.
+    std::terminate, now and then. Here the works that own them are kept until the next call, so the
+    thread is never the last to let go.
     """
     if state.num_processes == 1:
         return [answer]

@@ -102,6 +102,7 @@ def test_a_folder_and_the_shipped_pipeline_compare(
         (["{a}", "{seven}"], "got 8 clips of"),
         (["{a}", "shipped"], "shipped: a pipeline needs prompts to make clips from"),
         (["{a}", "{a}", "--clips", "3"], "--clips: is for clips that a pipeline makes"),
+        (["{a}", "{absent}", "--clips", "3"], "absent: no .wav files"),
         (["{a}", "{a}", "-o", "{empty}"], "empty: is a folder; name a file"),
         (["{a}", "{a}", "--embedding", "musicnn"], "embedding 'musicnn': unknown"),
         (["{a}", "{a}", "--embedding", "cnn14-16k"], "--weights PATH"),
