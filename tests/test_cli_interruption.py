@@ -14,7 +14,11 @@ import pytest
 
 from ptq4adm.cli import main
 
-RUN = "import sys; from ptq4adm.cli import main; sys.exit(main())"
+# as in a terminal: a shell's background jobs, and so all they start, ignore the signal
+RUN = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from ptq4adm.cli import main; sys.exit(main())"
+)
 
 
 def test_an_interruption_while_saving_leaves_nothing(
